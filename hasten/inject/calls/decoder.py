@@ -1,0 +1,54 @@
+"""Decoders alone: GPT-like models with their key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.hf_cache import HfStore, length
+from hasten.model import Dense
+from hasten.spec import Tokens
+
+if TYPE_CHECKING:
+    from hasten.inject.backbone import Arguments, Backbone
+
+
+@dataclass
+class DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    router_logits: tuple[Tensor, ...] | None = None  # heads of mixtures of experts look for it
+
+
+def run(b: Backbone, a: Arguments) -> Any:
+    e, x, cache = b.tower.embed, inputs(a), a.get("past_key_values")
+    assert isinstance(e, Tokens)
+    if cache is None and default(b, a, "use_cache"):
+        cache = DynamicCache(config=b.config)
+    past, tokens = length(cache), x.shape[1]
+    seen, masks = split_mask(a.get("attention_mask"), past, tokens)
+    positions = a.get("position_ids")
+    if positions is None:
+        positions = count_positions(e, x, seen, past)
+    store = None if cache is None else HfStore(cache, past, tokens, x.device)
+    ctx = Dense(positions, past=past, seen=seen, masks=masks, store=store, buckets=b.transformer.buckets)
+    h = b.transformer.embed(x, positions)
+    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    kept = cache if default(b, a, "use_cache") else None
+    return give(DecoderOutput(last_hidden_state=last, past_key_values=kept, hidden_states=states), b, a)
+
+
+
+def unfit(a: Arguments) -> str | None:
+    cache = a.get("past_key_values")
+    return None if cache is None or isinstance(cache, Cache) else f"past_key_values is a {type(cache).__name__}"
+
+
+DECODER = Call(
+    run,
+    COMMON | {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"},
+    unfit,
+)

@@ -1,0 +1,37 @@
+"""Encoders alone: BERT-like models, with the pooler that some have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.model import Dense
+from hasten.spec import Tokens
+
+if TYPE_CHECKING:
+    from hasten.inject.backbone import Arguments, Backbone
+
+
+def run(b: Backbone, a: Arguments) -> Any:
+    e, x = b.tower.embed, inputs(a)
+    assert isinstance(e, Tokens)
+    seen, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
+    positions = a.get("position_ids")
+    if positions is None:
+        positions = count_positions(e, x, seen, 0)
+    ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
+    h = b.transformer.embed(x, positions, a.get("token_type_ids"))
+    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    pooler = getattr(b.module, b.seam.pooler, None) if b.seam.pooler else None
+    pooled = None if pooler is None else pooler(last)
+    output = BaseModelOutputWithPoolingAndCrossAttentions(
+        last_hidden_state=last, pooler_output=pooled, hidden_states=states
+    )
+    return give(output, b, a)
+
+
+ENCODER = Call(
+    run, COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"}
+)

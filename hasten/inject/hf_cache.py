@@ -1,0 +1,43 @@
+"""transformers' Cache objects as the store of a dense context."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+BY_POSITION = "cache_position" in inspect.signature(Cache.get_mask_sizes).parameters  # transformers 4
+
+
+class HfStore:
+    """Appends `count` tokens behind `past` ones to each layer of a Cache, of whatever kind it is."""
+
+    def __init__(self, cache: Cache, past: int, count: int, device: torch.device) -> None:
+        self.cache, self.count = cache, count
+        self.kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        self.where = torch.arange(past, past + count, device=device)
+
+    def update(self, i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        _, first = self.kept.get_mask_sizes(self.where if BY_POSITION else self.count, i)
+        arguments = {"cache_position": self.where}
+        keys, values = self.kept.update(k.transpose(1, 2), v.transpose(1, 2), i, arguments)
+        return keys.transpose(1, 2), values.transpose(1, 2), int(first)
+
+    def remember(self, i: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.cache, EncoderDecoderCache):
+            return make()
+        crossed = self.cache.cross_attention_cache
+        if self.cache.is_updated.get(i):
+            return crossed.layers[i].keys.transpose(1, 2), crossed.layers[i].values.transpose(1, 2)
+        k, v = make()
+        crossed.update(k.transpose(1, 2), v.transpose(1, 2), i)
+        self.cache.is_updated[i] = True
+        return k, v
+
+
+def length(cache: Cache | None) -> int:
+    """Tokens that a cache holds already."""
+    return 0 if cache is None else int(cache.get_seq_length())

@@ -1,0 +1,73 @@
+"""A tower with its weights: embed, run the blocks in a context, normalise, and make logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from hasten import ops
+from hasten.model.block import block
+from hasten.model.context import Context
+from hasten.model.embed import embed_frames, embed_patches, embed_tokens
+from hasten.model.layer import layer
+from hasten.ops import Matrix, NormLayer
+from hasten.spec import Frames, Patches, Tokens, Tower
+
+Watch = Callable[[int, Tensor], None]
+
+
+class Transformer:
+    """`weights` are canonical (hasten.weights.params). `backends` forces the op backend of single blocks."""
+
+    def __init__(self, tower: Tower, weights: Mapping[str, Tensor], backends: Mapping[int, str] | None = None) -> None:
+        self.tower, self.weights, self.backends = tower, weights, dict(backends or {})
+        self.layers = [layer(b, weights, i) for i, b in enumerate(tower.blocks)]
+
+    @property
+    def buckets(self) -> Tensor | None:
+        return self.weights.get("buckets")
+
+    def embed(
+        self, x: Tensor, positions: Tensor | None = None, types: Tensor | None = None, scaled: bool = False
+    ) -> Tensor:
+        """Token ids (...) or vectors (..., width), pixels, or a spectrogram, to hidden states (..., width)."""
+        match self.tower.embed:
+            case Tokens() as e:
+                assert positions is not None, "tokens have positions"
+                return embed_tokens(e, self.weights, x, positions, types, scaled)
+            case Patches() as e:
+                return embed_patches(e, self.weights, x)
+            case Frames() as e:
+                return embed_frames(e, self.weights, x)
+
+    def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None) -> Tensor:
+        """Hidden states through every block; `watch(i, x)` sees what goes into block i."""
+        for i in range(len(self.layers)):
+            if watch is not None:
+                watch(i, x)
+            x = self.block(i, x, ctx)
+        return x
+
+    def block(self, i: int, x: Tensor, ctx: Context) -> Tensor:
+        """Block i alone."""
+        if i not in self.backends:
+            return block(self.layers[i], i, x, ctx)
+        with ops.use(self.backends[i]):
+            return block(self.layers[i], i, x, ctx)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the last block: the final norm, and a narrow embedding's projection back."""
+        n, e = self.tower.final_norm, self.tower.embed
+        if n is not None:
+            x = ops.norm(x, NormLayer(n, self.weights["final_norm.weight"], self.weights.get("final_norm.bias")))
+        if isinstance(e, Tokens) and e.projection and e.projection.back:
+            x = ops.linear(x, Matrix(self.weights["project_out.weight"]))
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., width) finished hidden states to (..., vocabulary)."""
+        h = self.tower.head
+        assert h is not None, "this tower has no head"
+        name = "tokens" if h.tied else "head.weight"
+        return ops.head(x, Matrix(self.weights[name], self.weights.get("head.bias")), h)

@@ -1,0 +1,44 @@
+"""Every op that a transformer is made of, each with its reference and its faster implementations."""
+
+from hasten.ops.act import ACTS, GATED, act, gated
+from hasten.ops.attention import alibi_slopes, attend, bucket
+from hasten.ops.linear import Matrix, linear
+from hasten.ops.moe import experts, route
+from hasten.ops.norm import NormLayer, norm
+from hasten.ops.pages import attend_pages, write_pages
+from hasten.ops.region import head, project, qkv, up
+from hasten.ops.rope import rope, rope_rates, rope_table
+from hasten.ops.sample import Choice, sample
+from hasten.ops.table import TABLE, Op, use
+
+__all__ = [
+    "ACTS",
+    "GATED",
+    "TABLE",
+    "Choice",
+    "Matrix",
+    "NormLayer",
+    "Op",
+    "act",
+    "alibi_slopes",
+    "attend",
+    "attend_pages",
+    "bucket",
+    "experts",
+    "gated",
+    "head",
+    "linear",
+    "norm",
+    "project",
+    "qkv",
+    "rope",
+    "rope_rates",
+    "rope_table",
+    "route",
+    "sample",
+    "up",
+    "use",
+    "write_pages",
+]
+
+from hasten.ops import cpu as cpu  # noqa: E402, I001 -- registers, once every op exists

@@ -1,0 +1,92 @@
+"""The regions of a block that one kernel can compute: compositions of their parts, which are their references.
+
+A block is qkv, attend, out, up, down. `out` and `down` are the same function, `project`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hasten.ops.act import act, gated
+from hasten.ops.linear import Matrix, linear
+from hasten.ops.norm import NormLayer, norm
+from hasten.ops.rope import rope
+from hasten.ops.table import op
+from hasten.spec import Attention, Head, Mlp, Rope
+
+
+@op
+def qkv(
+    x: Tensor,
+    before: NormLayer | None,
+    m: Matrix,
+    a: Attention,
+    q_norm: NormLayer | None,
+    k_norm: NormLayer | None,
+    turn: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[norm] -> linear -> [clip] -> [q and k norms] -> [rotate].
+
+    (..., width) to q (..., heads, head_dim) and k, v (..., kv_heads, head_dim). turn: cos and sin, (..., dim / 2).
+    """
+    y = linear(x if before is None else norm(x, before), m)
+    if a.clip is not None:
+        y = y.clamp(-a.clip, a.clip)
+    q, k, v = y.split((a.q_width, a.kv_width, a.kv_width), -1)
+    q, k = (_heads(part, a, n) for part, n in ((q, q_norm), (k, k_norm)))
+    if turn is not None and isinstance(a.position, Rope):
+        q, k = (rope(part, *turn, a.position) for part in (q, k))
+    return q, k, v.unflatten(-1, (-1, a.head_dim))
+
+
+def _heads(y: Tensor, a: Attention, n: NormLayer | None) -> Tensor:
+    if n is not None and a.qk_norm_span == "width":
+        y = norm(y, n)
+    y = y.unflatten(-1, (-1, a.head_dim))
+    return norm(y, n) if n is not None and a.qk_norm_span != "width" else y
+
+
+@op
+def project(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> Tensor:
+    """outer(residual + inner(linear x) * layer_scale * scale), each of them optional: the regions `out` and `down`."""
+    return settle(linear(x, m), residual, inner, outer, scale, layer_scale)
+
+
+def settle(
+    y: Tensor,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> Tensor:
+    """What `project` does behind its matrix; experts end with it too."""
+    if inner is not None:
+        y = norm(y, inner)
+    if layer_scale is not None:
+        y = y * layer_scale
+    y = residual + (y if scale == 1.0 else y * scale)
+    return y if outer is None else norm(y, outer)
+
+
+@op
+def up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
+    """[norm] -> linear -> activation, gated or not: (..., width) to (..., mlp.width)."""
+    y = linear(x if before is None else norm(x, before), m)
+    return gated(y, mlp.act) if mlp.gated else act(y, mlp.act)
+
+
+@op
+def head(x: Tensor, m: Matrix, h: Head) -> Tensor:
+    """(..., width) to logits (..., vocabulary), scaled and soft-capped as the head says."""
+    y = linear(x if h.scale == 1.0 else x * h.scale, m)
+    return y if h.softcap is None else h.softcap * torch.tanh(y / h.softcap)

@@ -1,0 +1,7 @@
+"""Encoder-decoders, of text and of speech."""
+
+from __future__ import annotations
+
+from tests.tiny.model import Tiny
+
+TINY: dict[str, Tiny] = {}
