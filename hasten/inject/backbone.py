@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from hasten.model import Transformer
 from hasten.spec import Tower
 from hasten.weights import Binding
 
+if TYPE_CHECKING:
+    from hasten.inject.certificate import Watch
+
 Arguments = dict[str, Any]
 
 
@@ -31,8 +35,11 @@ class Backbone:
         self.model, self.module, self.seam, self.tower, self.bindings = model, module, seam, tower, bindings
         self.detours: Counter[str] = Counter()  # reason: calls that the model's own forward served
         self.calls = 0
+        self.bypass: str | None = None  # why every call goes to the model's own forward, if it does
+        self.watch: Watch | None = None  # who looks on during a probe
         self.theirs: Callable[..., Any] = module.forward
         self.signature = inspect.signature(self.theirs)
+        self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
         self._handles: list[Any] = []
 
@@ -40,27 +47,22 @@ class Backbone:
     def config(self) -> Any:
         return self.module.config
 
-    def install(self) -> None:
-        """Borrow the weights and answer the module's calls."""
-        call = CALLS[self.seam.kind]
+    def install(self, backend: str | None = None) -> None:
+        """Borrow the weights and answer the module's calls; `backend` forces one for every op."""
+        self.call = CALLS[self.seam.kind]
         self.loan = Loan(self.model, self.bindings)
-        self.transformer = Transformer(self.tower, self.loan.weights)
+        everywhere = {} if backend is None else dict.fromkeys(range(len(self.tower.blocks)), backend)
+        self.transformer = Transformer(self.tower, self.loan.weights, everywhere)
         kept = {id(m) for k in self.seam.keeps for m in _submodule(self.module, k)}
         inner = [m for m in self.module.modules() if m is not self.module and id(m) not in kept]
         self._hooks = [h for m in inner for h in (m._forward_hooks, m._forward_pre_hooks)]
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            arguments = self.arguments(args, kwargs)
-            why = self.unfit(arguments, call.knows) or call.unfit(arguments)
-            if why is not None:
-                return self.detour(why, args, kwargs)
-            self.calls += 1
-            return call.run(self, arguments)
-
-        self.module.forward = forward
+        # bound methods, not closures: a deep copy of the model then takes its own backbone along
+        self.module._hasten = self
+        self.module.forward = self.forward
         self.module._apply = self._apply
         self._handles = [
-            self.module.register_state_dict_post_hook(lambda *a: self._fill_state(*a)),
+            self.module.register_state_dict_post_hook(partial(Backbone._fill_state, self)),
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
@@ -69,11 +71,20 @@ class Backbone:
         """Give the weights back and the module its own forward."""
         for h in self._handles:
             h.remove()
-        for name in ("forward", "_apply"):
+        for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
             self.loan.give_back()
             self.loan = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module answers: ours where it can, else the model's own."""
+        arguments = self.arguments(args, kwargs)
+        why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
+        if why is not None:
+            return self.detour(why, args, kwargs)
+        self.calls += 1
+        return self.call.run(self, arguments)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """A call's arguments by name, those that the signature gathers included."""
@@ -85,6 +96,8 @@ class Backbone:
 
     def unfit(self, arguments: Arguments, known: frozenset[str]) -> str | None:
         """Why the model's own forward has to serve this call, or None."""
+        if self.bypass is not None:
+            return self.bypass
         if self.module.training:
             return "the module is in training mode"
         if any(self._hooks) and any(_foreign(f) for h in self._hooks for f in h.values()):
@@ -104,7 +117,10 @@ class Backbone:
         assert self.loan is not None
         self.detours[why] += 1
         with self.loan.filled():
-            return self.theirs(*args, **kwargs)
+            output = self.theirs(*args, **kwargs)
+        if self.watch is not None:
+            self.watch.last["original"] = output[0]
+        return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""
@@ -115,7 +131,7 @@ class Backbone:
 
     def _fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         assert self.loan is not None
-        skip = len(self._prefix)
+        skip = len(self.path) + 1 if self.path else 0
         for k in self.loan.emptied:
             if prefix + k[skip:] in state:
                 state[prefix + k[skip:]] = self.loan.whole(k)
@@ -130,11 +146,6 @@ class Backbone:
         for b, _, _ in dict(self.loan.emptied).values():
             self.loan.refresh(b)
         self._filling.__exit__(None, None, None)
-
-    @property
-    def _prefix(self) -> str:
-        name = next(n for n, m in self.model.named_modules() if m is self.module)
-        return f"{name}." if name else ""
 
 
 def _submodule(module: nn.Module, path: str) -> list[nn.Module]:

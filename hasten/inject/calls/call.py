@@ -81,8 +81,12 @@ def run_blocks(b: Backbone, x: Tensor, ctx: Dense, states: bool) -> tuple[Tensor
     """The finished last hidden state, and all of them if asked for, as the seam says."""
     kept: list[Tensor] = []
     t = b.transformer
+    if b.watch is not None:
+        b.watch.blocks(x, ctx)
     raw = t.blocks(x, ctx, (lambda i, h: kept.append(h)) if states else None)
     last = t.finish(raw)
+    if b.watch is not None:
+        b.watch.last["fused"] = last
     return last, (*kept, last if b.seam.states == "normed" else raw) if states else None
 
 

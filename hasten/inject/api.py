@@ -1,0 +1,69 @@
+"""init_inference: from a live model and the user's options to an engine, or to one clear error and an untouched model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hasten.errors import ConfigError
+from hasten.families import FAMILIES
+from hasten.inject.adapters import merge_adapters
+from hasten.inject.attach import attach
+from hasten.inject.backbone import Backbone
+from hasten.inject.cast import Cast
+from hasten.inject.certificate import certify
+from hasten.inject.checks import check_forwards, check_model, check_weights
+from hasten.inject.engine import InferenceEngine
+from hasten.inject.options import Options
+from hasten.inject.policy import resolve_policy, validate_policy
+
+
+def init_inference(
+    model: nn.Module, config: str | os.PathLike[str] | Mapping[str, Any] | None = None, **kwargs: Any
+) -> InferenceEngine:
+    """See hasten.init_inference."""
+    options = Options.parse(config, **kwargs)
+    model = merge_adapters(check_model(model), options.merge_adapters)
+    check_weights(model)
+    backbones = _backbones(model, options)
+    cast = Cast(model, options.dtype, _device(model, options), options.keep_originals)
+    engine = InferenceEngine(model, options, backbones, cast)
+    engine.start()
+    if options.certify:
+        settings = options.certify if isinstance(options.certify, Mapping) else {}
+        try:
+            engine.certificate = certify(engine, **settings)
+        except BaseException:
+            engine.revert(force=True)
+            raise
+    return engine
+
+
+def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
+    policy = options.injection_policy
+    if policy is not None:
+        validate_policy(model, policy)
+    family = resolve_policy(model, policy, FAMILIES)
+    if not options.replace_with_kernel_inject:
+        return []
+    backbones = attach(model, family)
+    for b in backbones:
+        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
+        check_forwards(b.module, b.path)
+    return backbones
+
+
+def _device(model: nn.Module, options: Options) -> torch.device | None:
+    """Where the model goes: where the user says, else to the GPU if there is one and the model is not on it."""
+    here = next((p.device for p in model.parameters()), None)
+    if here is None:
+        raise ConfigError(f"{type(model).__name__} has no parameters")
+    if options.device is not None:
+        return options.device
+    if here.type == "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return None

@@ -1,0 +1,226 @@
+"""Proof that a fused model computes what the original does, measured on this machine, with the weights there are.
+
+Each block is run fused, by the references in the model's dtype, and by the references in a wider dtype, on the same
+input. The wide run is the truth; what the references lose against it is what the dtype costs, and the yardstick for the
+fused block. A block that loses more falls back to the references. Then the whole model is compared with the original:
+where the original itself is nearer to the truth than the fused model by more than the tolerance, the backbone gives way
+to the model's own forward. Either is said in the certificate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hasten import ops
+from hasten.errors import ConfigError
+from hasten.inject.backbone import Backbone
+from hasten.inject.probe import probe
+from hasten.model.block import block
+from hasten.model.context import Dense
+from hasten.model.layer import layer
+
+if TYPE_CHECKING:
+    from hasten.inject.engine import InferenceEngine
+
+FACTOR = 2.0  # how often the yardstick a fused block may lose: other orders of summation lose differently
+FLOORS = {
+    torch.float32: 2e-6,  # 16 roundings of 2^-24, relative, where the references happen to lose nothing
+    torch.float16: 1e-3,  # two roundings of 2^-11
+    torch.bfloat16: 8e-3,  # two roundings of 2^-8
+}
+"""Relative root mean square error that is always allowed to a block, by dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """Relative root mean square errors of one block's change to its input, against the wide truth."""
+
+    tower: str
+    index: int
+    fused: float
+    reference: float
+    allowed: float
+    fell_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputReport:
+    """The last hidden state of one backbone against the wide truth: relative errors, fused and original."""
+
+    tower: str
+    fused: float
+    original: float
+    allowed: float
+    gave_way: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What `certify` found. `passed`: the fused model is within tolerance, after the fall-backs that it lists."""
+
+    model: str
+    dtype: str
+    blocks: tuple[BlockReport, ...]
+    outputs: tuple[OutputReport, ...]
+    max_error: float  # of the model's first output, fused against original
+    kl: float  # nats, mean over tokens, original against fused
+    agreement: float  # share of tokens whose largest output is the same
+    passed: bool
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        blocks = [f"{b.tower} block {b.index}: references" for b in self.blocks if b.fell_back]
+        return (*blocks, *(f"{o.tower}: the model's own forward" for o in self.outputs if o.gave_way))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"fallbacks": list(self.fallbacks)}
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def certify(
+    engine: InferenceEngine, *, inputs: Mapping[str, Tensor] | None = None, seed: int = 0, factor: float = FACTOR
+) -> Certificate:
+    """Compare the engine's model with the original on `inputs` (keyword arguments of its forward) or random ones.
+
+    factor: how many times the yardstick a fused block may lose. Blocks and backbones that lose more have fallen back
+    when this returns. Raises ConfigError for an engine without fused backbones.
+    """
+    if not engine.backbones:
+        raise ConfigError("nothing to certify: no backbone is fused (replace_with_kernel_inject=False)")
+    if not factor > 0:
+        raise ConfigError(f"certify: factor must be positive, got {factor!r}")
+    given = dict(inputs) if inputs is not None else probe(engine.module, engine.backbones, seed)
+    with torch.inference_mode():
+        watches = [Watch(b, factor) for b in engine.backbones]
+        with _watching(watches):
+            fused = _first(engine.module(**given, **_no_cache(engine)))
+        if any(w.fallen for w in watches):  # what the fallen blocks give now
+            with _watching(watches, measure=False):
+                fused = _first(engine.module(**given, **_no_cache(engine)))
+        with _watching(watches, bypass=True):
+            original = _first(engine.module(**given, **_no_cache(engine)))
+        outputs = tuple(w.output() for w in watches if w.truth is not None)
+        if any(o.gave_way for o in outputs):
+            fused = _first(engine.module(**given, **_no_cache(engine)))
+        return _certificate(engine, watches, outputs, fused, original)
+
+
+class Watch:
+    """Sits in a backbone during one probe: measures its blocks, and keeps its last hidden states."""
+
+    def __init__(self, b: Backbone, factor: float) -> None:
+        self.b, self.factor = b, factor
+        self.name = b.path or type(b.module).__name__
+        self.reports: list[BlockReport] = []
+        self.measures = True
+        self.truth: Tensor | None = None
+        self.last: dict[str, Tensor] = {}
+
+    @property
+    def fallen(self) -> list[int]:
+        return [r.index for r in self.reports if r.fell_back]
+
+    def blocks(self, x: Tensor, ctx: Dense) -> None:
+        """Measure every block on the truth's hidden states; ones that lose too much fall back."""
+        if not self.measures:
+            return
+        t, wide = self.b.transformer, torch.float64 if x.dtype == torch.float32 else torch.float32
+        h = x.to(wide)
+        for i, spec in enumerate(t.tower.blocks):
+            given = h.to(x.dtype)
+            own = {k: v.to(wide) for k, v in t.weights.items() if k.startswith(f"blocks.{i}.")}
+            with ops.use("reference"):
+                h = block(layer(spec, own, i), i, given.to(wide), ctx)
+                plain = block(t.layers[i], i, given, ctx)
+            fused = t.block(i, given, ctx)
+            lost, native = (_error(y, h, h - given.to(wide)) for y in (fused, plain))
+            allowed = self.factor * native + FLOORS[x.dtype]
+            fell = not lost <= allowed  # NaN falls back too
+            if fell:
+                t.backends[i] = "reference"
+            self.reports.append(BlockReport(self.name, i, lost, native, allowed, fell))
+        with ops.use("reference"):
+            self.truth = t.finish(h)
+
+    def output(self) -> OutputReport:
+        """The whole backbone's verdict; one that lost too much leaves its calls to the model's own forward."""
+        assert self.truth is not None
+        fused, original = (_error(self.last[k], self.truth, self.truth) for k in ("fused", "original"))
+        dtype = self.last["fused"].dtype
+        # rounding errors of blocks add up in quadrature; both runs may do so in different directions
+        allowed = self.factor * original + FLOORS[dtype] * math.sqrt(len(self.b.tower.blocks))
+        gave_way = not fused <= allowed or not original <= max(0.1, 100 * FLOORS[dtype])
+        if gave_way:
+            self.b.bypass = "the certificate refused the fused backbone"
+        return OutputReport(self.name, fused, original, allowed, gave_way)
+
+
+@contextmanager
+def _watching(watches: list[Watch], *, measure: bool = True, bypass: bool = False) -> Iterator[None]:
+    for w in watches:
+        w.b.watch, w.measures = w, measure and not bypass
+        w.b.bypass = "the certificate compares with it" if bypass else None
+    try:
+        yield
+    finally:
+        for w in watches:
+            w.b.watch, w.b.bypass = None, None
+
+
+def _certificate(
+    engine: InferenceEngine, watches: list[Watch], outputs: tuple[OutputReport, ...], fused: Tensor, original: Tensor
+) -> Certificate:
+    a, b = fused.double(), original.double()
+    kl = (b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum(-1).mean()
+    agreement = (a.argmax(-1) == b.argmax(-1)).double().mean()
+    passed = bool(torch.isfinite(a).all()) and not any(o.gave_way for o in outputs)
+    return Certificate(
+        model=type(engine.module).__name__,
+        dtype=str(fused.dtype).removeprefix("torch."),
+        blocks=tuple(r for w in watches for r in w.reports),
+        outputs=outputs,
+        max_error=float((a - b).abs().max()),
+        kl=max(0.0, float(kl)),
+        agreement=float(agreement),
+        passed=passed,
+    )
+
+
+def _error(y: Tensor, truth: Tensor, scale: Tensor) -> float:
+    """Root mean square of y - truth, relative to that of `scale`."""
+    return float((y.to(truth.dtype) - truth).square().mean().sqrt() / scale.square().mean().sqrt().clamp(min=1e-30))
+
+
+def _first(output: Any) -> Tensor:
+    """The first floating tensor of a model's output: logits, or hidden states."""
+    values = output.values() if hasattr(output, "values") else output
+    return next(v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 0)
+
+
+def _no_cache(engine: InferenceEngine) -> dict[str, Any]:
+    cached = any(b.seam.kind in ("decoder", "seq2seq-decoder") for b in engine.backbones)
+    return {"use_cache": False} if cached else {}
+
+
+def _lines(c: Certificate) -> Iterator[str]:
+    yield f"certificate of {c.model} in {c.dtype}: {'passed' if c.passed else 'FAILED'}"
+    for o in c.outputs:
+        yield f"  {o.tower}: error {o.fused:.1e}, the original's own {o.original:.1e}, allowed {o.allowed:.1e}"
+        mine = [b for b in c.blocks if b.tower == o.tower]
+        worst = max(mine, key=lambda b: b.fused / b.allowed)
+        yield (
+            f"    {len(mine)} blocks; nearest to its limit is block {worst.index}: "
+            f"error {worst.fused:.1e}, references {worst.reference:.1e}, allowed {worst.allowed:.1e}"
+        )
+    yield f"  outputs: largest difference {c.max_error:.1e}, KL {c.kl:.1e} nats, same argmax {c.agreement:.2%}"
+    yield from (f"  fell back: {f}" for f in c.fallbacks)

@@ -1,0 +1,251 @@
+"""Every key that `init_inference` knows: DeepSpeed-Inference's, past and present, and Hasten's own, in one table.
+
+A key that DeepSpeed has keeps its name, its aliases and its default there; what it does here is its disposition:
+
+    works     does what `says` tells
+    needless  is accepted; `says` tells why nothing needs to be done, and the engine's explain() repeats it
+    arrives   is accepted at the values in `permits`; anything else is an error that repeats `says`
+
+`permits` restricts the values of any key; None stands for "not given" everywhere and is always permitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hasten.inject.dtypes import COMPUTE
+from hasten.inject.kinds import (
+    ANYTHING,
+    CERTIFY,
+    COUNT,
+    COUNTS,
+    DEVICE,
+    DTYPE,
+    FLAG,
+    GROUP,
+    INTEGER,
+    MAPPING,
+    MPU,
+    NAME,
+    PATH,
+    POLICY,
+    SECTION,
+    TEXT,
+    Kind,
+    choice,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. `name` is its dotted path; `moved` is the path of the key that replaced a deprecated one."""
+
+    name: str
+    kind: Kind
+    default: Any
+    disposition: Literal["works", "needless", "arrives"]
+    says: str
+    aliases: tuple[str, ...] = ()
+    permits: tuple[Any, ...] | None = None
+    instead: str = ""  # what to do about a value that is not permitted, where `says` does not tell
+    moved: str | None = None
+    shorthand: str | None = None  # a section may be written as the bare value of this key of its own
+
+    @property
+    def section(self) -> str:
+        """The path of the section that holds the key; empty at the top."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The names that the key goes by inside its section."""
+        return (self.name.rpartition(".")[2], *self.aliases)
+
+
+# What a key that arrives later says: what is missing and what to do instead.
+TENSOR_PARALLEL = "tensor parallelism arrives in a later version: run on one device and leave the key out"
+EXPERT_PARALLEL = "expert parallelism arrives in a later version: all experts run on one device, leave the key out"
+QUANTIZATION = (
+    "quantization arrives in a later version: leave the key out (or write quant={'enabled': False}) and choose "
+    "dtype=torch.bfloat16 or torch.float16 for small weights"
+)
+CHECKPOINT = (
+    "reading checkpoints arrives in a later version: load the weights into the model (from_pretrained, "
+    "load_state_dict) before init_inference"
+)
+SAVING = "saving split checkpoints arrives in a later version: save the model itself with save_pretrained"
+
+# Why a key has nothing to do.
+EXPERTS = "the experts are read from the model itself"
+DESCRIBED = "the model's own config describes its layers"
+NO_CHECKPOINT = "it only says where in a checkpoint to look, and the weights are taken from the live model"
+ONE_DEVICE = "it says how to split a model over devices, and the model runs on one"
+UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
+
+KEYS: tuple[Key, ...] = (
+    Key("replace_with_kernel_inject", FLAG, True, "works",
+        "True, or not given: the backbone is replaced by the fused one. False: nothing is fused, and the engine is a "
+        "thin wrapper around the model, cast to `dtype` and moved to `device`. (DeepSpeed: False.)",
+        ("kernel_inject", "replace_with_kernel_injection"),
+    ),
+    Key("dtype", DTYPE, None, "works",
+        "The format of weights and activations: float16, bfloat16 or float32. Not given: the model keeps its own. "
+        "(DeepSpeed: float16.) int8 arrives in a later version.",
+        permits=COMPUTE, instead=QUANTIZATION,
+    ),
+    Key("injection_policy", POLICY, None, "works",
+        "{LayerClass: policy class} names the family of a model that has no known config; {LayerClass: names of "
+        "linears} is checked against the model and changes no number on one device.",
+        ("injection_dict",),
+    ),
+    Key("max_out_tokens", COUNT, None, "works",
+        "The most tokens, input and output together, that one sequence may have in generate(). Not given: no limit "
+        "but the model's positions; memory grows on demand. (DeepSpeed: 1024.)",
+        ("max_tokens",),
+    ),
+    Key("min_out_tokens", COUNT, 1, "needless",
+        "memory for keys and values grows on demand, so there is no reservation that could turn out too small; it is "
+        "only checked not to exceed max_out_tokens",
+        ("min_tokens",),
+    ),
+    Key("enable_cuda_graph", FLAG, False, "needless",
+        "a CUDA graph changes speed and no number: there is nothing to capture on a CPU, and on a GPU the native "
+        "generator decides by itself",
+    ),
+    Key("use_triton", FLAG, False, "needless",
+        "every op chooses its implementation by device and shape, and explain() lists the choices; backend='triton' "
+        "forces Triton",
+    ),
+    Key("triton_autotune", FLAG, False, "needless",
+        "launch shapes follow from tensor shapes and device, so there is no tuning run",
+    ),
+    Key("triangular_masking", FLAG, True, "needless",
+        "the architecture says whether attention is causal; False for a causal model is an error",
+        ("tm",),
+    ),
+    Key("return_tuple", FLAG, True, "needless",
+        "the whole backbone is replaced, not its layers, so no caller sees what a layer returns; the model returns "
+        "what it returned before",
+    ),
+    Key("transposed_mode", FLAG, False, "needless",
+        "the layout of weights in memory is chosen by the op that reads them",
+    ),
+    Key("set_empty_params", FLAG, False, "needless",
+        "weights are taken over from the live model one tensor at a time, so no second set is ever allocated",
+    ),
+    Key("keep_module_on_host", FLAG, False, "needless",
+        "the model stays on the device where it is unless `device` is given; True together with a `device` other than"
+        " the CPU is an error",
+    ),
+    Key("zero", MAPPING, {}, "needless",
+        "inference has no optimizer state to partition; DeepSpeed's engine does not use it either",
+    ),
+    Key("replace_method", TEXT, "auto", "needless", "there is one method: the backbone is replaced where it sits"),
+    Key("local_rank", INTEGER, 0, "needless", "the model runs on the device where it is, or on `device`"),
+    Key("module_key", TEXT, "module", "needless", NO_CHECKPOINT),
+    Key("base_dir", PATH, "", "needless", NO_CHECKPOINT),
+    Key("checkpoint", ANYTHING, None, "arrives", CHECKPOINT, permits=()),
+    Key("save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
+    Key("checkpoint_config", SECTION, {}, "arrives", CHECKPOINT, ("ckpt_config",)),
+    Key("checkpoint_config.checkpoint_dir", PATH, None, "arrives", CHECKPOINT, permits=()),
+    Key("checkpoint_config.save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
+    Key("checkpoint_config.base_dir", PATH, None, "needless", NO_CHECKPOINT),
+    Key("training_mp_size", COUNT, 1, "arrives",
+        "merging weights that were trained in several pieces arrives in a later version: merge them into the model "
+        "before init_inference",
+        permits=(1,),
+    ),
+    Key("config", ANYTHING, None, "arrives",
+        "a second config beside the model's own is not read: " + DESCRIBED +
+        "; change that config, or name a family with injection_policy={LayerClass: a subclass of TransformerPolicy}",
+        ("args",), permits=({},),
+    ),
+    Key("injection_policy_tuple", ANYTHING, None, "arrives",
+        "it belongs to DeepSpeed's inside: write injection_policy={LayerClass: names}",
+        permits=(),
+    ),
+    Key("quantization_setting", ANYTHING, None, "arrives", QUANTIZATION, permits=()),
+    Key("tensor_parallel", SECTION, {}, "arrives", TENSOR_PARALLEL, ("tp",)),
+    Key("tensor_parallel.enabled", FLAG, True, "needless", ONE_DEVICE + "; DeepSpeed does not consult it either"),
+    Key("tensor_parallel.tp_size", COUNT, 1, "arrives", TENSOR_PARALLEL, permits=(1,)),
+    Key("tensor_parallel.tp_grain_size", COUNT, 64, "needless", ONE_DEVICE),
+    Key("tensor_parallel.mpu", MPU, None, "arrives", TENSOR_PARALLEL, permits=(1,)),
+    Key("tensor_parallel.tp_group", GROUP, None, "arrives", TENSOR_PARALLEL, permits=(1,)),
+    Key("moe", SECTION, {}, "arrives", EXPERT_PARALLEL, shorthand="enabled"),
+    Key("moe.enabled", FLAG, True, "needless", EXPERTS),
+    Key("moe.ep_size", COUNT, 1, "arrives", EXPERT_PARALLEL, permits=(1,)),
+    Key("moe.moe_experts", COUNTS, (1,), "needless", EXPERTS, ("num_experts",)),
+    Key("moe.type", choice("standard", "residual"), "standard", "arrives",
+        "residual experts are not described: a model that has them cannot be accelerated by this version",
+        permits=("standard",),
+    ),
+    Key("moe.ep_mp_group", GROUP, None, "arrives", EXPERT_PARALLEL, permits=(1,)),
+    Key("moe.ep_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_group",), permits=(1,)),
+    Key("quant", SECTION, {}, "arrives", QUANTIZATION),
+    Key("quant.enabled", FLAG, True, "arrives", QUANTIZATION, permits=(False,)),
+    *(
+        Key(f"quant.{part}{name}", kind, default, "arrives", UNQUANTIZED)
+        for part in ("activation", "weight")
+        for name, kind, default in (
+            ("", SECTION, {}),
+            (".enabled", FLAG, True),
+            (".num_bits", COUNT, 8),
+            (".q_type", choice("symmetric", "asymmetric"), "symmetric"),
+            (".q_groups", COUNT, 1),
+        )
+    ),
+    Key("quant.weight.quantized_initialization", MAPPING, {}, "arrives", UNQUANTIZED),
+    Key("quant.weight.post_init_quant", MAPPING, {}, "arrives", UNQUANTIZED),
+    Key("quant.qkv", SECTION, {}, "arrives", UNQUANTIZED),
+    Key("quant.qkv.enabled", FLAG, True, "arrives", UNQUANTIZED),
+    Key("mp_size", COUNT, 1, "arrives", TENSOR_PARALLEL, moved="tensor_parallel.tp_size"),
+    Key("mpu", MPU, None, "arrives", TENSOR_PARALLEL, moved="tensor_parallel.mpu"),
+    Key("ep_size", COUNT, 1, "arrives", EXPERT_PARALLEL, moved="moe.ep_size"),
+    Key("ep_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_group",), moved="moe.ep_group"),
+    Key("ep_mp_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_mp_group",), moved="moe.ep_mp_group"),
+    Key("moe_experts", COUNTS, (1,), "needless", EXPERTS, moved="moe.moe_experts"),
+    Key("moe_type", choice("standard", "residual"), "standard", "arrives", EXPERTS, moved="moe.type"),
+    Key("certify", CERTIFY, False, "works",
+        "True, or an object of settings: the fused model is compared with the original before the engine is handed "
+        "out.",
+    ),
+    Key("keep_originals", FLAG, False, "works",
+        "True: the weights as they were are kept beside the cast ones, so that revert() is exact after a change of "
+        "dtype.",
+    ),
+    Key("merge_adapters", FLAG, False, "works",
+        "True: PEFT adapters are merged into the weights before the model is fused; a wrapped model is refused "
+        "otherwise.",
+    ),
+    Key("device", DEVICE, None, "works", "Where the model runs. Not given: where it is."),
+    Key("backend", NAME, None, "works",
+        "The one op backend to use, such as 'reference', instead of the fastest that accepts each call.",
+    ),
+)  # fmt: skip
+
+SECTIONS: dict[str, dict[str, Key]] = {}
+"""For each section ("" is the top), every name that it knows, aliases included, and its key."""
+for _key in KEYS:
+    for _spelling in _key.spellings:
+        SECTIONS.setdefault(_key.section, {})[_spelling] = _key
+
+ELSEWHERE = {
+    "profile_model_time": "it is a method: call engine.profile_model_time() after init_inference",
+    "model_times": "it is a method: call engine.model_times() after init_inference",
+    "fp16": "say dtype=torch.float16",
+    "bf16": "say dtype=torch.bfloat16",
+}
+"""Names that are no keys though users look for them here, with what to do instead."""
+
+
+def markdown() -> str:
+    """KEYS as a Markdown table, in its order."""
+    lines = ["| key | value | default | here | what it does |", "|---|---|---|---|---|"]
+    for key in KEYS:
+        names = f"`{key.name}`" + "".join(f", `{alias}`" for alias in key.aliases)
+        says = f"Old name of `{key.moved}`." if key.moved else key.says[:1].upper() + key.says[1:]
+        says += "" if says.endswith((".", ".)")) else "."
+        default = "not given" if key.default is None else f"`{key.default!r}`"
+        lines.append(f"| {names} | {key.kind.name} | {default} | {key.disposition} | {says} |")
+    return "\n".join(lines) + "\n"

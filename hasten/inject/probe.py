@@ -1,0 +1,42 @@
+"""Inputs that exercise a model: random, seeded, with padding where the model knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.inject.backbone import Backbone
+from hasten.spec import Frames, Patches, Tokens
+
+TOKENS = 24  # long enough for several windows of distances, short enough to be cheap
+
+
+def probe(model: nn.Module, backbones: list[Backbone], seed: int = 0) -> dict[str, Tensor]:
+    """Keyword arguments of the model's forward, on its device and in its dtype, for every tower that it has."""
+    first = next(model.parameters())
+    draw = torch.Generator().manual_seed(seed)
+    made: dict[str, Any] = {}
+    for b in backbones:
+        match b.tower.embed:
+            case Tokens() as e:
+                prefix = "decoder_" if b.seam.kind == "seq2seq-decoder" else ""
+                made.update(_tokens(e, b, prefix, draw))
+            case Patches() as e:
+                made["pixel_values"] = torch.randn(2, e.channels, *e.image, generator=draw)
+            case Frames() as e:
+                made["input_features"] = torch.randn(2, e.mels, 2 * e.positions, generator=draw)
+    return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in made.items()}
+
+
+def _tokens(e: Tokens, b: Backbone, prefix: str, draw: torch.Generator) -> dict[str, Tensor]:
+    room = TOKENS if e.positions is None else min(TOKENS, e.positions - e.position_offset)
+    ids = torch.randint(min(3, e.vocab - 1), e.vocab, (2, room), generator=draw)
+    if e.padding is not None:
+        ids[ids == e.padding] = (e.padding + 1) % e.vocab
+    if prefix:
+        return {"decoder_input_ids": ids}
+    mask = torch.ones_like(ids)
+    mask[1, : room // 4] = 0  # the second row is padded on the left
+    return {"input_ids": ids, "attention_mask": mask}
