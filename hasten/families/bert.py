@@ -1,6 +1,8 @@
-"""BERT and what keeps its block: RoBERTa, XLM-RoBERTa, CamemBERT."""
+"""BERT and what keeps its block: RoBERTa and its kin, ERNIE, Data2Vec; with pre-norm, too."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from hasten.families.family import Family, Seam, one
 from hasten.families.fields import act
@@ -24,7 +26,7 @@ BERT = Dialect(
         "mlp_norm": "output.LayerNorm",
     },
 )
-ENCODER = Seam("encoder", keeps=("pooler",), pooler="pooler")
+ENCODER = Seam("encoder", keeps=("pooler",), pools="all", pooler=("pooler",))
 
 
 def block(c: Config) -> Block:
@@ -48,6 +50,11 @@ def bert(c: Config) -> Tower:
     return Tower(c.take("hidden_size"), e, (block(c),) * c.take("num_hidden_layers"), None)
 
 
+def ernie(c: Config) -> Tower:
+    c.refuse("use_task_id", False, why="a table of task embeddings has no description")
+    return bert(c)
+
+
 def roberta(c: Config) -> Tower:
     """Positions count the tokens that are not padding, from one behind the padding id."""
     c.default("tie_word_embeddings", True)
@@ -65,9 +72,41 @@ def roberta(c: Config) -> Tower:
     return Tower(c.take("hidden_size"), e, (block(c),) * c.take("num_hidden_layers"), None)
 
 
+def prenorm(c: Config) -> Tower:
+    """RoBERTa with each norm in front of its sublayer, and one behind the last block."""
+    t = roberta(c)
+    return replace(t, blocks=tuple(replace(b, order="pre") for b in t.blocks), final_norm=norm(c))
+
+
+def xlm_roberta_xl(c: Config) -> Tower:
+    t = prenorm(c)
+    assert isinstance(t.embed, Tokens)
+    return replace(t, embed=replace(t.embed, norm=None))
+
+
+PRENORM = Dialect(
+    "roberta-prelayernorm",
+    BERT.block,
+    {**BERT.slots, "attn_norm": "attention.LayerNorm", "mlp_norm": "intermediate.LayerNorm", "final_norm": "LayerNorm"},
+)
+XL = Dialect(
+    "xlm-roberta-xl",
+    BERT.block,
+    {
+        **BERT.slots,
+        "attn_norm": "attention.self_attn_layer_norm",
+        "mlp_norm": "LayerNorm",
+        "final_norm": "encoder.LayerNorm",
+    },
+)
+
 FAMILIES: dict[str, Family] = {
     "bert": one(bert, BERT, seam=ENCODER, classes="BERT, MiniLM, BGE, E5"),
     "roberta": one(roberta, BERT, seam=ENCODER, classes="RoBERTa, DistilRoBERTa"),
     "xlm-roberta": one(roberta, BERT, seam=ENCODER, classes="XLM-RoBERTa, multilingual E5"),
     "camembert": one(roberta, BERT, seam=ENCODER, classes="CamemBERT"),
+    "roberta-prelayernorm": one(prenorm, PRENORM, seam=replace(ENCODER, states="either"), classes="RoBERTa with pre-norm"),
+    "xlm-roberta-xl": one(xlm_roberta_xl, XL, seam=ENCODER, classes="XLM-RoBERTa-XL"),
+    "data2vec-text": one(roberta, BERT, seam=ENCODER, classes="Data2Vec text"),
+    "ernie": one(ernie, BERT, seam=ENCODER, classes="ERNIE without task ids"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from hasten.spec import Tower
@@ -18,15 +19,25 @@ class Seam:
     """Where a live model's backbone sits and what its call means.
 
     path: below the model's base model (transformers' `base_model`), "" for itself; the first that exists is taken.
-    keeps: submodules of the backbone that the model goes on using itself (a pooler runs behind the blocks).
-    states: whether the last of `hidden_states` is taken behind the final norm or before it.
+    keeps: submodules of the backbone that stay in use as they are (a pooler runs behind the blocks); `*` is any name.
+    states: whether the last of `hidden_states` is taken behind the final norm or before it; "either": before it where
+    the forward lists them itself (transformers 4), behind it where transformers records them (5).
+    windows: whether a mask of four axes already has them, or the attention applies them beside every mask (GPT-Neo).
     """
 
     kind: Kind
     path: tuple[str, ...] = ("",)
     keeps: tuple[str, ...] = ()
-    pooler: str | None = None  # submodule that makes `pooler_output` from the last hidden state
-    states: Literal["normed", "raw"] = "normed"
+    pools: Literal["all", "first", "last", "eos"] | None = None  # the tokens of which `pooler_output` is made, if it is
+    pooler: tuple[str, ...] = ()  # submodules that make it, one behind the other
+    stem: tuple[str, ...] = ()  # submodules that make an image's first hidden state, one behind the other
+    biases: tuple[str, ...] = ()  # submodules that make the bias of block {i}'s scores from an image's size (BEiT)
+    states: Literal["normed", "raw", "either"] = "normed"
+    windows: Literal["in masks", "beside masks"] = "in masks"
+
+    def kept(self, name: str) -> bool:
+        """Whether a submodule or parameter of the backbone is one of `keeps` or inside one."""
+        return any(fnmatchcase(name, k) or fnmatchcase(name, f"{k}.*") for k in self.keeps)
 
 
 @dataclass(frozen=True, slots=True)

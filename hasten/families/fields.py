@@ -34,7 +34,10 @@ def act(c: Config, name: str = "hidden_act") -> str:
 
 def layer_types(c: Config, layers: int, otherwise: str) -> list[str]:
     """`full_attention` or `sliding_attention` for each layer; all alike where the config does not say."""
-    kinds = c.default("layer_types", [otherwise] * layers)
+    kinds = c.default("layer_types", None)
+    if kinds is None:
+        return [otherwise] * layers
+    c.default("sliding_window", None)  # read by the sliding layers, of which there may be none
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown or len(kinds) != layers:
         raise ConfigError(f"{c.origin}: layer_types must give full_attention or sliding_attention for each of {layers} layers, got {kinds}")
@@ -44,22 +47,31 @@ def layer_types(c: Config, layers: int, otherwise: str) -> list[str]:
 def rope(c: Config, head_dim: int, *, kind: str | None = None, share: float = 1.0, pairing: Any = "halves") -> Rope:
     """The rotary embedding of a config, of layers of one kind where it has several.
 
-    transformers 5 keeps all in `rope_parameters`; 4 has `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
-    share: of each head that rotates, where the config does not say.
+    transformers 5 keeps all in `rope_parameters`; 4 has `rope_theta`, `rope_scaling` and `partial_rotary_factor`, and
+    where kinds differ it scales layers without a window alone. share: of each head that rotates, where the config does
+    not say.
     """
-    p = dict(c.default("rope_parameters", {}))
-    p = dict(p.get(kind, {})) if kind is not None and kind in p else p
-    old = dict(c.default("rope_scaling", {}) or {})
+    p, old = dict(c.default("rope_parameters", {})), dict(c.default("rope_scaling", {}))
+    if not p and kind == "sliding_attention":
+        return Rope(int(head_dim * share), float(c.take("rope_local_base_freq", "rope_theta")), pairing)
+    p = dict(p[kind]) if kind in p else p
     p = {**old, **p}
-    theta = float(p.get("rope_theta") or c.default("rope_theta", None) or c.default("rotary_emb_base", 10000.0))
-    share = p.get("partial_rotary_factor") or c.default("partial_rotary_factor", None, "rotary_pct") or share
-    dim = int(head_dim * share)
-    return Rope(dim, theta, pairing, scaling(p, c))
+    theta = c.default("rope_theta", 10000.0, "rotary_emb_base")
+    part = c.default("partial_rotary_factor", share, "rotary_pct")
+    dim = int(head_dim * (p.get("partial_rotary_factor") or part))
+    return Rope(dim, float(p.get("rope_theta") or theta), pairing, scaling(p, c))
 
 
 def scaling(p: Mapping[str, Any], c: Config) -> Scaling | None:
     """The scaling that a rope dictionary asks for (transformers' `rope_scaling` or `rope_parameters`)."""
     kind = p.get("rope_type", p.get("type", "default"))
+    try:
+        return _scaling(kind, p, c)
+    except KeyError as missing:
+        raise ConfigError(f"{c.origin}: rope type {kind!r} needs {missing}, and has only {sorted(p)}") from None
+
+
+def _scaling(kind: str, p: Mapping[str, Any], c: Config) -> Scaling | None:
     most = c.default("max_position_embeddings", None)
     original = p.get("original_max_position_embeddings") or c.default("original_max_position_embeddings", None) or most
     match kind:

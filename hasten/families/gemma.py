@@ -7,7 +7,7 @@ from dataclasses import replace
 from hasten.families.family import Family, one
 from hasten.families.fields import act, rope
 from hasten.families.llama import DECODER, LLAMA, SLOTS, attention, bias, head, head_dim, stack, tokens
-from hasten.spec import Attention, Block, Mlp, Norm, Rope, Tower
+from hasten.spec import Attention, Block, Mlp, Norm, Tower
 from hasten.spec.config import Config
 from hasten.weights import Dialect
 
@@ -58,7 +58,7 @@ def gemma3(c: Config) -> Tower:
     c.default("attn_logit_softcapping", None)  # transformers leaves it out of Gemma 3's scores
 
     def block(i: int, kind: str) -> Block:
-        a = replace(_attention(c, kind), qk_norm=norm(c), position=_rope(c, kind))
+        a = replace(_attention(c, kind), qk_norm=norm(c), position=rope(c, head_dim(c), kind=kind))
         return Block(a, mlp(c, "hidden_activation"), norm(c), "sandwich")
 
     return scaled(c, stack(c, block))
@@ -66,14 +66,6 @@ def gemma3(c: Config) -> Tower:
 
 def _attention(c: Config, kind: str) -> Attention:
     return replace(attention(c, kind, bias=bias(c)), scale=c.take("query_pre_attn_scalar") ** -0.5)
-
-
-def _rope(c: Config, kind: str) -> Rope:
-    """Layers with a window turn faster; transformers 4 has a field for them, and scaling is not theirs."""
-    local = c.default("rope_local_base_freq", None)
-    if local is not None and kind == "sliding_attention":
-        return Rope(head_dim(c), float(local), "halves")
-    return rope(c, head_dim(c), kind=kind)
 
 
 FAMILIES: dict[str, Family] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from hasten.families.family import Family, one
@@ -52,17 +53,20 @@ def mixtral(c: Config) -> Tower:
 
 
 def qwen2_moe(c: Config) -> Tower:
-    m = replace(experts(c), shared=_gated(c, "shared_expert_intermediate_size"), shared_gate=True)
-    c.default("use_sliding_window", False, "max_window_layers")  # layer_types says it again
+    shared = _expert(c, "shared_expert_intermediate_size")
+    m, sparse = replace(_experts(c, "moe_intermediate_size"), shared=shared, shared_gate=True), _sparse(c)
+    c.default("use_sliding_window", False, "max_window_layers")  # the window or layer_types say it again
     letters = "qkv" if c.default("qkv_bias", True) else ""
-    sparse = _sparse(c)
-    otherwise = windowed(c)  # transformers 4 has no layer_types, and one window for all
-    return stack(c, lambda i, k: Block(attention(c, k, bias=letters), m if sparse(i) else mlp(c), norm(c), "pre"), otherwise)
+
+    def block(i: int, kind: str) -> Block:
+        return Block(attention(c, kind, bias=letters), m if sparse(i) else mlp(c), norm(c), "pre")
+
+    return stack(c, block, windowed(c))  # transformers 4 has no layer_types here, and one window for all
 
 
 def qwen3_moe(c: Config) -> Tower:
-    m, sparse = experts(c), _sparse(c)
-    c.default("use_sliding_window", False)  # sliding_window is absent where it is False
+    m, sparse = _experts(c, "moe_intermediate_size"), _sparse(c)
+    c.default("use_sliding_window", False)  # the window says it again
 
     def block(i: int, kind: str) -> Block:
         return Block(attention(c, kind, bias=bias(c), qk_norm=True), m if sparse(i) else mlp(c), norm(c), "pre")
@@ -71,18 +75,29 @@ def qwen3_moe(c: Config) -> Tower:
 
 
 def olmoe(c: Config) -> Tower:
-    c.refuse("clip_qkv", why="OLMoE would clip behind its norms of queries and keys, which has no description")
-    m = replace(experts(c), expert=mlp(c))
+    c.refuse("clip_qkv", why="OLMoE clips behind its norms of queries and keys, which has no description")
     a = replace(attention(c, bias=bias(c), qk_norm=True), qk_norm_span="width")
-    return stack(c, lambda i, kind: Block(a, m, norm(c), "pre"))
+    return stack(c, lambda i, kind: Block(a, _experts(c, "intermediate_size"), norm(c), "pre"))
 
 
-def experts(c: Config) -> Moe:
-    """Routed experts of their own width, whose shares are normalised where the config says so."""
-    expert = _gated(c, "moe_intermediate_size" if c.default("moe_intermediate_size", None) else "intermediate_size")
+def _experts(c: Config, width: str) -> Moe:
     normalised = bool(c.default("norm_topk_prob", False))
-    return Moe(c.take("num_experts"), c.take("num_experts_per_tok"), expert, normalised)
+    return Moe(c.take("num_experts", "num_local_experts"), c.take("num_experts_per_tok"), _expert(c, width), normalised)
 
 
-def _gated(c: Config, width: str) -> Mlp:
+def _expert(c: Config, width: str) -> Mlp:
     return Mlp(c.take(width), act(c), gated=True, bias=False)
+
+
+def _sparse(c: Config) -> Callable[[int], bool]:
+    """Which layers have experts; the others have a dense mlp."""
+    dense, step = c.default("mlp_only_layers", []), c.default("decoder_sparse_step", 1)
+    return lambda i: i not in dense and (i + 1) % step == 0
+
+
+FAMILIES: dict[str, Family] = {
+    "mixtral": one(mixtral, STACKED, MIXTRAL, seam=DECODER, classes="Mixtral 8x7B and 8x22B"),
+    "qwen2_moe": one(qwen2_moe, STACKED, SINGLE, seam=DECODER, classes="Qwen 1.5 MoE, Qwen 2 MoE"),
+    "qwen3_moe": one(qwen3_moe, STACKED, SINGLE, seam=DECODER, classes="Qwen 3 MoE"),
+    "olmoe": one(olmoe, STACKED, SINGLE, seam=DECODER, classes="OLMoE"),
+}

@@ -83,7 +83,7 @@ def _with_live_head(
 def _unclaimed(bindings: Sequence[Binding], seam: Seam, module: nn.Module, prefix: str) -> None:
     """WeightError naming every parameter of the backbone that the description does not account for."""
     claimed = {k for b in bindings for k in b.keys}
-    own = [prefix + n for n, _ in module.named_parameters(remove_duplicate=False) if not n.startswith(seam.keeps or "\0")]
+    own = [prefix + n for n, _ in module.named_parameters(remove_duplicate=False) if not seam.kept(n)]
     left = sorted(set(own) - claimed)
     if left:
         shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")

@@ -53,9 +53,8 @@ class Backbone:
         self.loan = Loan(self.model, self.bindings)
         everywhere = {} if backend is None else dict.fromkeys(range(len(self.tower.blocks)), backend)
         self.transformer = Transformer(self.tower, self.loan.weights, everywhere)
-        kept = {id(m) for k in self.seam.keeps for m in _submodule(self.module, k)}
-        inner = [m for m in self.module.modules() if m is not self.module and id(m) not in kept]
-        self._hooks = [h for m in inner for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
+        self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
 
         # bound methods, not closures: a deep copy of the model then takes its own backbone along
         self.module._hasten = self
@@ -100,16 +99,21 @@ class Backbone:
             return self.bypass
         if self.module.training:
             return "the module is in training mode"
+        if arguments.get("output_attentions", None) or getattr(self.config, "output_attentions", False):
+            return "output_attentions"
         if any(self._hooks) and any(_foreign(f) for h in self._hooks for f in h.values()):
             return "forward hooks on submodules"
         for name, value in arguments.items():
             if name not in known and not (value is None or value is False):
                 return f"{name} was given"
-        if arguments.get("output_attentions", None) or getattr(self.config, "output_attentions", False):
-            return "output_attentions"
-        embeds = arguments.get("inputs_embeds")
-        if embeds is not None and embeds.requires_grad and torch.is_grad_enabled():
-            return "gradients of inputs_embeds"
+            if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
+                return f"gradients of {name}"
+        states = arguments.get("output_hidden_states")
+        if not isinstance(states, bool | None):
+            return "output_hidden_states chooses layers"
+        # transformers 4 replaces forwards to record states nobody asked us for; a decoder's step would feel the search
+        if not states and not self.tower.causal and any("forward" in vars(m) for m in self._inner):
+            return "replaced forwards of submodules"
         return None
 
     def detour(self, why: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -146,15 +150,6 @@ class Backbone:
         for b, _, _ in dict(self.loan.emptied).values():
             self.loan.refresh(b)
         self._filling.__exit__(None, None, None)
-
-
-def _submodule(module: nn.Module, path: str) -> list[nn.Module]:
-    found = module
-    for name in path.split("."):
-        found = getattr(found, name, None)
-        if found is None:
-            return []
-    return list(found.modules())
 
 
 def _foreign(hook: Callable[..., Any]) -> bool:

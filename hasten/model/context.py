@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hasten import ops
@@ -47,7 +48,8 @@ class Dense:
 
     past: tokens of the sequence before these. seen (batch, past + tokens): False for padding. mask: a visibility that
     the caller made himself, bool or additive, (batch or 1, heads or 1, tokens, keys), by whether a layer has a window;
-    it replaces causality, window and `seen`. memory (batch, memory tokens, width) and memory_seen: an encoder's output.
+    it replaces causality, window and `seen`; layers with a window narrow the others' mask if they have none. memory (batch, memory tokens, width) and memory_seen: an encoder's output.
+    biases(i): what the caller adds to the scores of layer i, float32 (batch or 1, heads, tokens, keys).
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Dense:
         memory: Tensor | None = None,
         memory_seen: Tensor | None = None,
         buckets: Tensor | None = None,
+        biases: Callable[[int], Tensor | None] | None = None,
     ) -> None:
         self.positions, self.past, self.seen, self.masks = positions, past, seen, masks
         self.store, self.memory, self.memory_seen, self.buckets = store, memory, memory_seen, buckets
+        self.biases = biases
         self._made: dict[object, tuple[Tensor, Tensor] | Tensor | None] = {}
 
     def turn(self, r: Rope) -> tuple[Tensor, Tensor]:
@@ -79,6 +83,8 @@ class Dense:
             k, v, first = self.store.update(i, k, v)
         sizes = q.shape[1], k.shape[1], first
         mask, bias = self._visible(a, *sizes), self._bias(a, *sizes)
+        extra = None if self.biases is None else self.biases(i)
+        bias = extra if bias is None else bias if extra is None else bias + extra
         if mask is not None and mask.is_floating_point():
             mask, bias = None, mask if bias is None else bias + mask
         return ops.attend(q, k, v, a, mask, bias, sinks)
@@ -94,9 +100,11 @@ class Dense:
 
     def _visible(self, a: Attention, queries: int, keys: int, first: int) -> Tensor | None:
         """(batch or 1, 1, queries, keys), bool or the caller's additive one, or None where every query sees every key."""
-        ready = None if self.masks is None else self.masks.get(a.window is not None)
+        masks, windowed = self.masks or {}, a.window is not None
+        ready = masks.get(windowed, masks.get(False))
         if ready is not None:
-            return ready[..., -keys:] if first else ready[..., :keys]
+            ready = ready[..., -keys:] if first else ready[..., :keys]
+            return self._narrow(ready, a.window, first) if a.window is not None and True not in masks else ready
         tag = ("mask", a.causal, a.window, keys, first)
         if tag not in self._made:
             self._made[tag] = self._make_visible(a, queries, keys, first)
@@ -120,6 +128,11 @@ class Dense:
         if mask is None:
             return None
         return mask.unsqueeze(1) if mask.ndim == 3 else mask[None, None]
+
+    def _narrow(self, ready: Tensor, window: int, first: int) -> Tensor:
+        """A caller's mask without the keys that the window hides."""
+        hidden = self._ago(*ready.shape[-2:], first, ready.device) >= window
+        return ready.masked_fill(hidden, False if ready.dtype == torch.bool else torch.finfo(ready.dtype).min)
 
     def _ago(self, queries: int, keys: int, first: int, where: torch.device) -> Tensor:
         """How many tokens before each query each key lies, (queries, keys)."""
@@ -146,7 +159,8 @@ class Dense:
         if p.bf16:  # rounding is not blind to a shift, so count as the original does: keys from the first real token
             keys = torch.arange(first, first + ago.shape[1], device=ago.device)[None]
             if self.seen is not None:
-                keys = ((self.seen.cumsum(-1) - 1) * self.seen)[:, first : first + ago.shape[1]]
+                counted = ((self.seen.cumsum(-1) - 1) * self.seen)[:, first : first + ago.shape[1]]
+                keys = F.pad(counted, (0, ago.shape[1] - counted.shape[1]))  # a static cache is longer
             bias = (slopes.bfloat16()[:, None] * keys[:, None, :]).float()[:, :, None, :]
         else:
             bias = -slopes[None, :, None, None] * ago

@@ -1,4 +1,4 @@
-"""From token ids, pixels or a spectrogram to the first hidden state."""
+"""From token ids or a spectrogram to the first hidden state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.ops import Matrix, NormLayer
-from hasten.spec import Frames, Patches, Tokens
+from hasten.spec import Frames, Tokens
 
 Weights = Mapping[str, Tensor]
 
@@ -34,20 +34,6 @@ def embed_tokens(e: Tokens, w: Weights, x: Tensor, positions: Tensor, types: Ten
     return x
 
 
-def embed_patches(e: Patches, w: Weights, pixels: Tensor) -> Tensor:
-    """(batch, channels, height, width) to (batch, prefix + patches, width)."""
-    kernel = w["patches.weight"]
-    x = F.conv2d(pixels.to(kernel.dtype), kernel, w.get("patches.bias"), stride=e.patch).flatten(2).mT
-    positions = w.get("positions")
-    if positions is not None and not e.prefix_positions:
-        x = x + positions.to(x.dtype)
-    if e.prefix:
-        x = torch.cat((w["prefix"].expand(len(x), -1, -1), x), 1)
-    if positions is not None and e.prefix_positions:
-        x = x + positions.to(x.dtype)
-    return _normed(x, e, w)
-
-
 def embed_frames(e: Frames, w: Weights, features: Tensor) -> Tensor:
     """(batch, mels, frames) to (batch, frames / 2, width)."""
     x = F.gelu(F.conv1d(features.to(w["conv1.weight"].dtype), w["conv1.weight"], w["conv1.bias"], padding=1))
@@ -55,7 +41,7 @@ def embed_frames(e: Frames, w: Weights, features: Tensor) -> Tensor:
     return _normed(x + w["positions"].to(x.dtype), e, w)
 
 
-def _normed(x: Tensor, e: Tokens | Patches | Frames, w: Weights) -> Tensor:
+def _normed(x: Tensor, e: Tokens | Frames, w: Weights) -> Tensor:
     if e.norm is None:
         return x
     return ops.norm(x, NormLayer(e.norm, w["embed_norm.weight"], w.get("embed_norm.bias")))

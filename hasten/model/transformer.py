@@ -9,7 +9,7 @@ from torch import Tensor
 from hasten import ops
 from hasten.model.block import block
 from hasten.model.context import Context
-from hasten.model.embed import embed_frames, embed_patches, embed_tokens
+from hasten.model.embed import embed_frames, embed_tokens
 from hasten.model.layer import layer
 from hasten.ops import Matrix, NormLayer
 from hasten.spec import Frames, Patches, Tokens, Tower
@@ -31,13 +31,13 @@ class Transformer:
     def embed(
         self, x: Tensor, positions: Tensor | None = None, types: Tensor | None = None, scaled: bool = False
     ) -> Tensor:
-        """Token ids (...) or vectors (..., width), pixels, or a spectrogram, to hidden states (..., width)."""
+        """Token ids (...) or vectors (..., width), or a spectrogram, to hidden states (..., width); an image's are ready."""
         match self.tower.embed:
             case Tokens() as e:
                 assert positions is not None, "tokens have positions"
                 return embed_tokens(e, self.weights, x, positions, types, scaled)
-            case Patches() as e:
-                return embed_patches(e, self.weights, x)
+            case Patches():
+                return x
             case Frames() as e:
                 return embed_frames(e, self.weights, x)
 

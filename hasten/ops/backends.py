@@ -15,7 +15,10 @@ def _triton_runs() -> bool:
     return runs and find_spec("triton") is not None
 
 
-BACKENDS: dict[str, tuple[Callable[[], bool], str]] = {"triton": (_triton_runs, "hasten.ops.triton")}
+BACKENDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "cpu": (lambda: True, "hasten.ops.cpu"),
+    "triton": (_triton_runs, "hasten.ops.triton"),
+}
 """Name: whether it runs here, and the module whose import registers its implementations."""
 
 

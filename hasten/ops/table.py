@@ -42,17 +42,24 @@ class Op:
     reference: Function
     signature: inspect.Signature
     implementations: list[Implementation] = field(default_factory=list)
+    serving: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)  # device -> those a free choice tries
 
-    def register(self, backend: str, *, devices: str, accepts: Callable[..., bool] = always) -> Callable[[Function], Function]:
+    def register(
+        self, backend: str, *, devices: str, accepts: Callable[..., bool] = always
+    ) -> Callable[[Function], Function]:
         """Decorate a faster implementation. Its signature must equal the reference's; `accepts` is pure and cheap."""
-        where = frozenset(devices.split())
+        where = serving = frozenset(devices.split())
         if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-            where |= {"cpu"}
+            # interpreted kernels prove themselves in tests; they serve a call only when asked for by name
+            where, serving = where | {"cpu"}, where - {"cpu"}
 
         def add(run: Function) -> Function:
-            if inspect.signature(run) != self.signature:
-                raise TypeError(f"{backend} {self.name}{inspect.signature(run)} differs from the reference {self.signature}")
-            self.implementations.append(Implementation(backend, run, where, accepts))
+            if (found := inspect.signature(run)) != self.signature:
+                raise TypeError(f"{backend} {self.name}{found} differs from the reference {self.signature}")
+            made = Implementation(backend, run, where, accepts)
+            self.implementations.append(made)
+            for device in serving:
+                self.serving[device] = (*self.serving.get(device, ()), made)
             return run
 
         return add
@@ -63,16 +70,22 @@ class Op:
     def choose(self, x: Tensor, *args: Any, **kwargs: Any) -> Function:
         """The function that a call with these arguments runs."""
         forced = _forced.get()
-        if forced == "reference":
-            return self.reference
-        for i in self.implementations:
-            # interpreted kernels prove themselves in tests; they serve a call only when asked for by name
-            wanted = i.backend == forced if forced else not (i.backend == "triton" and x.device.type == "cpu")
-            if wanted and x.device.type in i.devices and i.accepts(x, *args, **kwargs):
+        if forced is not None:
+            return self._asked_for(forced, x, *args, **kwargs)
+        # is_cpu costs a tenth of device.type, which makes two objects
+        for i in self.serving.get("cpu" if x.is_cpu else x.device.type, ()):
+            if i.accepts(x, *args, **kwargs):
                 return i.run
-        if forced:
-            raise ConfigError(f"{self.name} has no {forced} implementation for {x.dtype} on {x.device.type} with these arguments")
         return self.reference
+
+    def _asked_for(self, backend: str, x: Tensor, *args: Any, **kwargs: Any) -> Function:
+        if backend == "reference":
+            return self.reference
+        device = x.device.type
+        for i in self.implementations:
+            if i.backend == backend and device in i.devices and i.accepts(x, *args, **kwargs):
+                return i.run
+        raise ConfigError(f"{self.name} has no {backend} implementation for {x.dtype} on {device} with these arguments")
 
     def explain(self, x: Tensor, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
         """Every candidate for this call, in order, with `chosen` or why not."""
@@ -82,6 +95,8 @@ class Op:
                 why = "chosen"
             elif x.device.type not in i.devices:
                 why = f"runs on {', '.join(sorted(i.devices))}"
+            elif i not in self.serving.get(x.device.type, ()):
+                why = "interpreted: only when asked for"
             else:
                 why = "not first" if i.accepts(x, *args, **kwargs) else "does not accept these arguments"
             rows.append((i.backend, why))

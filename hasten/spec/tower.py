@@ -33,24 +33,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """An image cut into squares, each a linear function of its pixels, behind `prefix` learned tokens."""
+    """An image cut into squares, of which the source model's own embedding makes vectors: the tower starts behind it."""
 
     patch: tuple[int, int]  # height, width
-    image: tuple[int, int]  # height, width that the position table was made for
+    image: tuple[int, int]  # height, width that the model was made for
     channels: int
-    prefix: int  # learned tokens in front: class, distillation
-    positions: bool  # a table of absolute positions
-    prefix_positions: bool  # the table has rows for the prefix too
-    bias: bool
-    norm: Norm | None = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.image[0] // self.patch[0], self.image[1] // self.patch[1]
-
-    @property
-    def rows(self) -> int:
-        return self.grid[0] * self.grid[1] + (self.prefix if self.prefix_positions else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,15 +66,8 @@ def _embedding(t: Tower) -> Iterator[Param]:
                 if e.projection.back:
                     yield from _linear("project_out", e.width, t.width, False)
             yield from _norm("embed_norm", e.norm, width)
-        case Patches() as e:
-            yield Param("patches.weight", "patches", "weight", (t.width,), (e.channels, *e.patch), "replicated")
-            if e.bias:
-                yield Param("patches.bias", "patches", "bias", (t.width,), (), "replicated")
-            if e.prefix:
-                yield Param("prefix", "prefix", "weight", (1,) * e.prefix, (t.width,), "replicated")
-            if e.positions:
-                yield Param("positions", "positions", "weight", (e.rows,), (t.width,), "replicated")
-            yield from _norm("embed_norm", e.norm, t.width)
+        case Patches():
+            return
         case Frames() as e:
             for name, channels in (("conv1", e.mels), ("conv2", t.width)):
                 yield Param(f"{name}.weight", name, "weight", (t.width,), (channels, 3), "replicated")
@@ -167,11 +160,11 @@ def _moe(m: Moe, width: int, i: int) -> Iterator[Param]:
     yield Param(f"{b}router.weight", "router", "weight", (e,), (width,), "replicated", 1, i)
     if m.router_bias:
         yield Param(f"{b}router.bias", "router", "bias", (e,), (), "replicated", 1, i)
-    yield Param(f"{b}up.weight", "up", "weight", parts, (width,), "expert_rows", 1, i, stack=e)
-    yield Param(f"{b}down.weight", "down", "weight", (width,), (x.width,), "expert_columns", 1, i, stack=e)
+    yield Param(f"{b}up.weight", "expert_up", "weight", parts, (width,), "expert_rows", 1, i, stack=e)
+    yield Param(f"{b}down.weight", "expert_down", "weight", (width,), (x.width,), "expert_columns", 1, i, stack=e)
     if x.bias:
-        yield Param(f"{b}up.bias", "up", "bias", parts, (), "expert_rows", 1, i, stack=e)
-        yield Param(f"{b}down.bias", "down", "bias", (width,), (), "replicated", 1, i, stack=e)
+        yield Param(f"{b}up.bias", "expert_up", "bias", parts, (), "expert_rows", 1, i, stack=e)
+        yield Param(f"{b}down.bias", "expert_down", "bias", (width,), (), "replicated", 1, i, stack=e)
     if m.shared:
         yield from _mlp(m.shared, width, i, "shared_")
         if m.shared_gate:

@@ -58,8 +58,9 @@ def test_generate_on_a_padded_batch(name: str, how: str) -> None:
         if not TINY[name].left_padding:
             mask = torch.ones_like(mask)
         answers = []
-        for model in (theirs, ours):
+        fair = {} if how == "static cache" and not TINY[name].static else extra
+        for model, chosen in ((theirs, fair), (ours, extra)):
             torch.manual_seed(1)
-            arguments = {"do_sample": False, **LENGTHS, **extra}
+            arguments = {"do_sample": False, **LENGTHS, **chosen}
             answers.append(model.generate(ids, attention_mask=mask, **arguments))
         assert torch.equal(*answers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import transformers as T
 
@@ -65,7 +67,12 @@ def mpt(**more: Any) -> Callable[[], T.PreTrainedModel]:
 
 
 def bigcode(**more: Any) -> Callable[[], T.PreTrainedModel]:
-    return lambda: T.GPTBigCodeForCausalLM(T.GPTBigCodeConfig(**GPT, **more))
+    def make() -> T.PreTrainedModel:
+        with warnings.catch_warnings():  # transformers 4 calls the deprecated torch.jit.script as it is imported
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return T.GPTBigCodeForCausalLM(T.GPTBigCodeConfig(**GPT, **more))
+
+    return make
 
 
 def starcoder2(**more: Any) -> Callable[[], T.PreTrainedModel]:
@@ -77,7 +84,12 @@ def phi(**more: Any) -> Callable[[], T.PreTrainedModel]:
 
 
 def stablelm(**more: Any) -> Callable[[], T.PreTrainedModel]:
-    return lambda: T.StableLmForCausalLM(T.StableLmConfig(**GROUPED, **more))
+    def make() -> T.PreTrainedModel:
+        # transformers 4 fails to initialise norms without bias: torch's own initial values do
+        with patch.object(T.StableLmPreTrainedModel, "_init_weights", lambda self, module: None):
+            return T.StableLmForCausalLM(T.StableLmConfig(**GROUPED, **more))
+
+    return make
 
 
 RW = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
@@ -85,9 +97,13 @@ FORTY = {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 TINY: dict[str, Tiny] = {
     "gpt2": Tiny(gpt2(), "decoder"),
-    "gpt2-scales": Tiny(gpt2(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False, n_inner=40), "decoder"),
-    "gpt_neo": Tiny(gpt_neo(), "decoder", attention="eager"),
-    "gpt_neo-inner": Tiny(gpt_neo(intermediate_size=40, tie_word_embeddings=False), "decoder", attention="eager"),
+    "gpt2-scales": Tiny(  # transformers 4 forgets the scales under sdpa
+        gpt2(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False, n_inner=40), "decoder", attention="eager"
+    ),
+    "gpt_neo": Tiny(gpt_neo(), "decoder", attention="eager", static=False),
+    "gpt_neo-inner": Tiny(
+        gpt_neo(intermediate_size=40, tie_word_embeddings=False), "decoder", attention="eager", static=False
+    ),
     "gpt_neox": Tiny(gpt_neox(), "decoder"),
     "gpt_neox-sequential": Tiny(gpt_neox(use_parallel_residual=False, attention_bias=False), "decoder"),
     "gptj": Tiny(lambda: T.GPTJForCausalLM(T.GPTJConfig(**GPT, rotary_dim=4)), "decoder", attention="eager"),
@@ -104,7 +120,7 @@ TINY: dict[str, Tiny] = {
     "falcon": Tiny(falcon(), "decoder"),
     "falcon-40b": Tiny(falcon(**FORTY), "decoder"),
     "falcon-11b": Tiny(falcon(**FORTY, num_ln_in_parallel_attn=1, ffn_hidden_size=40, bias=True), "decoder"),
-    "falcon-rw": Tiny(falcon(**RW), "decoder"),
+    "falcon-rw": Tiny(falcon(**RW), "decoder", static=False),
     "mpt": Tiny(mpt(), "decoder", attention="eager"),
     "mpt-30b": Tiny(mpt(clip_qkv=0.4, softmax_scale=0.5), "decoder", attention="eager"),
     "gpt_bigcode": Tiny(bigcode(), "decoder"),

@@ -22,6 +22,7 @@ class Tiny:
     own: Callable[[], dict[str, Any]] = dict
     attention: str = "sdpa"
     left_padding: bool = True
+    static: bool = True  # transformers itself generates the same with a static cache
 
 
 def build(tiny: Tiny, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -70,9 +70,13 @@ def split_mask(mask: Any, past: int, tokens: int) -> tuple[Tensor | None, dict[b
     if mask.ndim == 4:
         return None, {False: mask, True: mask}
     if mask.ndim != 2:
-        raise RequestError(f"attention_mask must be (batch, tokens) or (batch, heads, queries, keys), got {tuple(mask.shape)}")
+        raise RequestError(
+            f"attention_mask must be (batch, tokens) or (batch, heads, queries, keys), got {tuple(mask.shape)}"
+        )
     if mask.shape[1] < past + tokens:
-        raise RequestError(f"attention_mask covers {mask.shape[1]} tokens; there are {past} cached and {tokens} new ones")
+        raise RequestError(
+            f"attention_mask covers {mask.shape[1]} tokens; there are {past} cached and {tokens} new ones"
+        )
     seen = mask.bool()
     return (None if bool(seen.all()) else seen), None
 
@@ -87,7 +91,9 @@ def run_blocks(b: Backbone, x: Tensor, ctx: Dense, states: bool) -> tuple[Tensor
     last = t.finish(raw)
     if b.watch is not None:
         b.watch.last["fused"] = last
-    return last, (*kept, last if b.seam.states == "normed" else raw) if states else None
+    listed = "output_hidden_states" in b.signature.parameters
+    normed = b.seam.states == "normed" or (b.seam.states == "either" and not listed)
+    return last, (*kept, last if normed else raw) if states else None
 
 
 def give(output: ModelOutput, b: Backbone, a: Arguments) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -30,16 +30,18 @@ def run(b: Backbone, a: Arguments) -> Any:
         cache = DynamicCache(config=b.config)
     past, tokens = length(cache), x.shape[1]
     seen, masks = split_mask(a.get("attention_mask"), past, tokens)
+    if masks is not None and b.seam.windows == "beside masks":
+        masks = {False: masks[False]}
     positions = a.get("position_ids")
     if positions is None:
         positions = count_positions(e, x, seen, past)
     store = None if cache is None else HfStore(cache, past, tokens, x.device)
     ctx = Dense(positions, past=past, seen=seen, masks=masks, store=store, buckets=b.transformer.buckets)
-    h = b.transformer.embed(x, positions)
+    scaled = type(b.module.get_input_embeddings()) is not nn.Embedding  # then the model's own table scales ids alone
+    h = b.transformer.embed(x, positions, scaled=scaled)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
     kept = cache if default(b, a, "use_cache") else None
     return give(DecoderOutput(last_hidden_state=last, past_key_values=kept, hidden_states=states), b, a)
-
 
 
 def unfit(a: Arguments) -> str | None:

@@ -1,4 +1,4 @@
-"""Encoders alone: BERT-like models, with the pooler that some have."""
+"""Encoders alone: BERT-like models and the text towers of CLIP-like ones, with the pooled output that some have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.calls.pool import pool
 from hasten.model import Dense
 from hasten.spec import Tokens
 
@@ -24,14 +25,21 @@ def run(b: Backbone, a: Arguments) -> Any:
     ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
     h = b.transformer.embed(x, positions, a.get("token_type_ids"))
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
-    pooler = getattr(b.module, b.seam.pooler, None) if b.seam.pooler else None
-    pooled = None if pooler is None else pooler(last)
+    pooled = pool(b, last, x)
     output = BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=last, pooler_output=pooled, hidden_states=states
     )
-    return give(output, b, a)
+    given = give(output, b, a)
+    if isinstance(given, tuple) and pooled is None and b.seam.pools and "return_dict" in b.signature.parameters:
+        return (given[0], None, *given[1:])  # forwards that build their tuples themselves keep the pooled output's place
+    return given
+
+
+def unfit(a: Arguments) -> str | None:
+    mask = a.get("attention_mask")
+    return "attention_mask has three axes" if getattr(mask, "ndim", 2) == 3 else None
 
 
 ENCODER = Call(
-    run, COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"}
+    run, COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"}, unfit
 )

@@ -1,0 +1,81 @@
+"""Images: the model's own embedding makes vectors of them, with whatever flags it knows; our blocks take over from there.
+
+Masked patches, interpolated positions, registers and other sizes are thus the model's own code, exactly; what is left to
+it costs a convolution and an addition.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hasten.errors import RequestError
+from hasten.inject.calls.call import COMMON, Call, default, give, run_blocks
+from hasten.inject.calls.pool import pool
+from hasten.model import Dense
+from hasten.spec import Patches
+
+if TYPE_CHECKING:
+    from hasten.inject.backbone import Arguments, Backbone
+
+FLAGS = ("bool_masked_pos", "interpolate_pos_encoding")
+
+
+def run(b: Backbone, a: Arguments) -> Any:
+    pixels = _pixels(b, a)
+    h = _stem(b, pixels, a)
+    positions = torch.arange(h.shape[1], device=h.device)[None]
+    ctx = Dense(positions, biases=_biases(b, pixels, h.shape[1], bool(a.get("interpolate_pos_encoding"))))
+    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    pooled = pool(b, last, pixels)
+    return give(BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled, hidden_states=states), b, a)
+
+
+def _pixels(b: Backbone, a: Arguments) -> Tensor:
+    pixels = a.get("pixel_values")
+    if pixels is None:
+        raise RequestError("give pixel_values")
+    if pixels.ndim != 4 or not pixels.is_floating_point():
+        shape = f"{tuple(pixels.shape)} of {pixels.dtype}"
+        raise RequestError(f"pixel_values must be floating point (batch, channels, height, width), got {shape}")
+    return pixels.to(next(b.module.parameters()).dtype)
+
+
+def _stem(b: Backbone, pixels: Tensor, a: Arguments) -> Tensor:
+    """The first hidden state, (batch, tokens, width)."""
+    first, *rest = (b.module.get_submodule(name) for name in b.seam.stem)
+    knows = inspect.signature(first.forward).parameters
+    flags = FLAGS[:1] if b.seam.biases else FLAGS  # embeddings beside biases always fit their positions to the image
+    made = first(pixels, **{n: a[n] for n in flags if n in knows and a.get(n) is not None})
+    h = made[0] if isinstance(made, tuple) else made
+    for module in rest:
+        h = module(h)
+    return h
+
+
+def _biases(b: Backbone, pixels: Tensor, tokens: int, interpolate: bool) -> Callable[[int], Tensor | None] | None:
+    """The bias (1, heads, tokens, tokens) of each block's scores, by the model's own modules; None without such."""
+    if not b.seam.biases:
+        return None
+    assert isinstance(b.tower.embed, Patches)
+    there = dict(b.module.named_modules())
+    grid = tuple(n // p for n, p in zip(pixels.shape[2:], b.tower.embed.patch, strict=True))
+
+    def bias(i: int) -> Tensor | None:
+        found = [m for n in b.seam.biases if (m := there.get(n.format(i=i))) is not None]
+        each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in found]
+        return torch.stack(each).sum(0).float() if each else None
+
+    return bias
+
+
+def _bias(module: nn.Module, grid: tuple[int, ...], tokens: int, interpolate: bool) -> Tensor:
+    return module(grid, interpolate_pos_encoding=interpolate, dim_size=tokens)
+
+
+IMAGE = Call(run, COMMON | {"pixel_values", *FLAGS, "use_cache"})

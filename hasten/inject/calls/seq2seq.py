@@ -1,0 +1,85 @@
+"""Encoder-decoders: the encoder's call, and the decoder's with its two caches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
+
+from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.hf_cache import HfStore, length
+from hasten.model import Dense
+from hasten.spec import Frames, Tokens
+
+if TYPE_CHECKING:
+    from hasten.inject.backbone import Arguments, Backbone
+
+
+def encode(b: Backbone, a: Arguments) -> Any:
+    e, x = b.tower.embed, inputs(a)
+    assert isinstance(e, Tokens)
+    seen, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
+    positions = count_positions(e, x, seen, 0)
+    ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
+    last, states = run_blocks(b, b.transformer.embed(x, positions), ctx, bool(default(b, a, "output_hidden_states")))
+    return give(BaseModelOutput(last_hidden_state=last, hidden_states=states), b, a)
+
+
+def listen(b: Backbone, a: Arguments) -> Any:
+    """A spectrogram's encoder; its mask is no part of what it computes."""
+    assert isinstance(b.tower.embed, Frames)
+    x = b.transformer.embed(a["input_features"])
+    ctx = Dense(torch.arange(x.shape[1], device=x.device)[None])
+    last, states = run_blocks(b, x, ctx, bool(default(b, a, "output_hidden_states")))
+    return give(BaseModelOutput(last_hidden_state=last, hidden_states=states), b, a)
+
+
+def decode(b: Backbone, a: Arguments) -> Any:
+    e, x, cache = b.tower.embed, inputs(a), a.get("past_key_values")
+    assert isinstance(e, Tokens)
+    if cache is None and default(b, a, "use_cache"):
+        cache = EncoderDecoderCache(DynamicCache(config=b.config), DynamicCache(config=b.config))
+    past, tokens = length(cache), x.shape[1]
+    seen, masks = split_mask(a.get("attention_mask"), past, tokens)
+    positions = a.get("position_ids")
+    if positions is None:
+        positions = count_positions(e, x, seen, past)
+    memory_mask = a.get("encoder_attention_mask")
+    ctx = Dense(
+        positions,
+        past=past,
+        seen=seen,
+        masks=masks,
+        store=None if cache is None else HfStore(cache, past, tokens, x.device),
+        memory=a["encoder_hidden_states"],
+        memory_seen=None if memory_mask is None or bool(memory_mask.all()) else memory_mask.bool(),
+        buckets=b.transformer.buckets,
+    )
+    h = b.transformer.embed(x, positions)
+    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    kept = cache if default(b, a, "use_cache") else None
+    output = BaseModelOutputWithPastAndCrossAttentions(
+        last_hidden_state=last, past_key_values=kept, hidden_states=states
+    )
+    return give(output, b, a)
+
+
+def unfit_for_decode(a: Arguments) -> str | None:
+    cache, mask = a.get("past_key_values"), a.get("encoder_attention_mask")
+    if a.get("encoder_hidden_states") is None:
+        return "no encoder_hidden_states were given"
+    if cache is not None and not isinstance(cache, EncoderDecoderCache):
+        return f"past_key_values is a {type(cache).__name__}"
+    return None if mask is None or mask.ndim == 2 else "encoder_attention_mask is not (batch, tokens)"
+
+
+TEXT = COMMON | {"input_ids", "inputs_embeds", "attention_mask", "use_cache"}
+SEQ2SEQ_ENCODER = Call(encode, TEXT)
+AUDIO = Call(listen, COMMON | {"input_features", "attention_mask"})
+SEQ2SEQ_DECODER = Call(
+    decode,
+    TEXT | {"encoder_hidden_states", "encoder_attention_mask", "past_key_values", "position_ids"},
+    unfit_for_decode,
+)

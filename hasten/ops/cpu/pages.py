@@ -1,0 +1,78 @@
+"""Pages on the CPU: neighbouring ones are read and written where they lie, and a sequence attends by itself.
+
+A pool is contiguous, so a sequence whose pages are neighbours is one view of it. Only the keys that a window lets the
+sequence see are looked at.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hasten.ops.attention import attend
+from hasten.ops.pages import attend_pages, write_pages
+from hasten.spec import Attention
+
+
+@write_pages.register("torch", devices="cpu")
+def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+    where = slots.tolist()
+    if where and where[0] >= 0 and where == list(range(where[0], where[0] + len(where))):
+        for new, pool in ((k, keys), (v, values)):
+            pool.view(-1, *pool.shape[2:])[where[0] : where[0] + len(where)].copy_(new)
+    else:
+        write_pages.reference(k, v, keys, values, slots)
+
+
+@attend_pages.register("torch", devices="cpu")
+def _(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    a: Attention,
+    slopes: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    out, bounds = torch.empty_like(q), starts.tolist()
+    for r, length in enumerate(lengths.tolist()):
+        first, last = bounds[r], bounds[r + 1]
+        if first == last:
+            continue
+        behind = 0 if a.window is None else max(length - (last - first) - a.window + 1, 0)
+        k, v = (_tokens(pool, tables[r], behind, length) for pool in (keys, values))
+        out[first:last] = _causal(q[None, first:last], k[None], v[None], a, slopes, sinks)[0]
+    return out
+
+
+def _tokens(pool: Tensor, table: Tensor, first: int, last: int) -> Tensor:
+    """Tokens first to last of the sequence with this page table: a view where its pages are neighbours."""
+    size = pool.shape[1]
+    skipped = first // size
+    pages = table[skipped : -(-last // size)].tolist()
+    if pages == list(range(pages[0], pages[0] + len(pages))):
+        flat, origin = pool.view(-1, *pool.shape[2:]), (pages[0] - skipped) * size
+        return flat[origin + first : origin + last]
+    return pool[pages].flatten(0, 1)[first - skipped * size : last - skipped * size]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, a: Attention, slopes: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """Attention of the newest tokens of one sequence over k and v, which end with their own."""
+    queries, count = q.shape[1], k.shape[1]
+    if queries == 1 and slopes is None:
+        return attend(q, k, v, a, None, None, sinks)
+    whole = queries == count and (a.window is None or a.window >= count)
+    if whole and slopes is None and sinks is None and a.softcap is None:
+        shared = k.shape[2] < q.shape[2]
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=a.scale, enable_gqa=shared)
+        return y.transpose(1, 2)
+    distance = torch.arange(count) - torch.arange(count - queries, count).unsqueeze(-1)
+    seen = distance <= 0
+    if a.window is not None:
+        seen &= distance > -a.window
+    bias = None if slopes is None else slopes.view(-1, 1, 1) * distance
+    return attend(q, k, v, a, seen, bias, sinks)

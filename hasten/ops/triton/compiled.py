@@ -1,0 +1,117 @@
+"""What the compiler makes of the kernels, read without a GPU: registers, spills, shared memory, instructions.
+
+A driver that compiles and never launches stands in for the CUDA driver, so that every op's own launcher, on tensors of
+real shapes, decides what is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from hasten.errors import ConfigError
+
+HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER_SHARED = 232448  # bytes of shared memory that one block may have
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """One compiled kernel."""
+
+    kernel: str
+    warps: int
+    registers: int  # of each thread
+    spilled: int  # bytes of each thread's registers that lie in memory
+    shared: int  # bytes, of each block
+    wide_loads: int  # instructions that load 16 bytes
+    tensor_cores: str  # the widest matrix instruction: HGMMA, HMMA or none
+
+
+class CompilingDriver(DriverBase):
+    """Compiles for `HOPPER`, keeps the machine code and launches nothing."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, int, bytes, int]] = []  # name, warps, cubin, shared bytes
+        self.warps = 0
+        self.utils = SimpleNamespace(
+            load_binary=self._load, get_device_properties=lambda device: {"max_shared_mem": HOPPER_SHARED}
+        )
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        self.warps = metadata.num_warps
+        return lambda *args: None
+
+    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
+        self.loaded.append((name, self.warps, cubin, shared))
+        return None, None, 0, 0, 1024
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return HOPPER
+
+    def get_active_torch_device(self) -> Any:
+        raise NotImplementedError("a compiling driver has no device")
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError("a compiling driver measures no time")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise NotImplementedError("a compiling driver builds no launcher")
+
+
+@contextmanager
+def compiling() -> Iterator[CompilingDriver]:
+    """Inside, launching a kernel compiles it for `HOPPER` and runs nothing."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ConfigError("TRITON_INTERPRET=1 makes kernels that cannot be compiled; unset it before Python starts")
+    driver = CompilingDriver()
+    triton.runtime.driver.set_active(driver)
+    try:
+        yield driver
+    finally:
+        triton.runtime.driver._active = None  # the next launch looks for the real one
+
+
+def inspect(name: str, warps: int, cubin: bytes, shared: int) -> Binary:
+    """Read one kernel's machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Binary(
+        kernel=name,
+        warps=warps,
+        registers=found["REG"],
+        spilled=found["STACK"] + found["LOCAL"],
+        shared=shared,
+        wide_loads=len(re.findall(r"\b(?:LDG\.E|LDGSTS\.E)[.\w]*\.128", code)),
+        tensor_cores=next((i for i in ("HGMMA", "HMMA") if i in code), "none"),
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout

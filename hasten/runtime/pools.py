@@ -1,0 +1,86 @@
+"""The memory behind pages: two tensors a layer, which grow with what is asked of them, up to a limit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.errors import RequestError
+from hasten.spec import Tower
+
+SHARE = 0.5
+"""Of the memory that is free at the start, what keys and values may take where nobody says."""
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Pools:
+    """Keys and values of every layer, (pages, page size, kv_heads, head_dim) each. `limit`: pages that fit `memory` bytes."""
+
+    def __init__(self, t: Tower, page_size: int, dtype: torch.dtype, device: torch.device, memory: int) -> None:
+        self.page_size, self.memory = page_size, memory
+        self.page_bytes = page_size * t.kv_width * dtype.itemsize
+        self.limit = memory // self.page_bytes
+        if self.limit < 1:
+            raise RequestError(f"one page of {page_size} tokens needs {self.page_bytes} bytes; the memory limit is {memory}")
+        heads = [(b.attention.kv_heads, b.attention.head_dim) for b in t.blocks]
+        self.layers = [
+            tuple(torch.empty(0, page_size, *shape, dtype=dtype, device=device) for _ in range(2)) for shape in heads
+        ]
+
+    @property
+    def pages(self) -> int:
+        """How many there are now."""
+        return len(self.layers[0][0]) if self.layers else 0
+
+    @property
+    def bytes(self) -> int:
+        return self.pages * self.page_bytes
+
+    def hold(self, pages: int) -> None:
+        """Have at least so many pages: twice as many as before where the limit allows, with what was in them."""
+        assert pages <= self.limit, "the scheduler knows the limit"
+        if pages <= self.pages:
+            return
+        count = min(max(pages, 2 * self.pages), self.limit)
+        for i, (keys, values) in enumerate(self.layers):  # one layer at a time has both sizes
+            self.layers[i] = _grown(keys, count), _grown(values, count)
+
+    def clear(self) -> None:
+        """Give the memory back; the contents are lost."""
+        self.layers = [(keys[:0].clone(), values[:0].clone()) for keys, values in self.layers]
+
+
+def _grown(pool: Tensor, pages: int) -> Tensor:
+    larger = pool.new_empty(pages, *pool.shape[1:])
+    larger[: len(pool)] = pool
+    return larger
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated on the device now."""
+    if device.type == "cpu":
+        return min(_machine_memory(), _group_memory(CGROUP))
+    module = torch.get_device_module(device)
+    return module.mem_get_info(device)[0]
+
+
+def _machine_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sizes = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(sizes["MemAvailable"].split()[0])
+
+
+def _group_memory(root: Path) -> float | int:
+    """What the control group leaves (cgroup v2), infinite where there is none."""
+    try:
+        most, now = ((root / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return float("inf")
+    return float("inf") if most == "max" else max(int(most) - int(now), 0)
