@@ -22,6 +22,7 @@ from hasten.families import (
     gptj,
     granite,
     llama,
+    megatron,
     moe,
     mpnet,
     mpt,
@@ -71,6 +72,7 @@ FAMILIES: dict[str, Family] = {
     **electra.FAMILIES,
     **mpnet.FAMILIES,
     **vit.FAMILIES,
+    **megatron.FAMILIES,
 }
 
 __all__ = ["FAMILIES", "Family", "Kind", "Seam"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hasten.spec import Tower
 from hasten.spec.config import Config
 from hasten.weights import Dialect
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["decoder", "encoder", "seq2seq-encoder", "seq2seq-decoder", "image", "audio", "megatron"]
 
@@ -40,14 +43,24 @@ class Seam:
         return any(fnmatchcase(name, k) or fnmatchcase(name, f"{k}.*") for k in self.keeps)
 
 
+def transformers_config(model: nn.Module) -> Config:
+    """A reader over the `config` of a model of transformers."""
+    config: Any = model.config
+    return Config(config.to_dict(), f"{type(config).__name__} of {type(model).__name__}")
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`describe` gives a tower per name in `dialects` and `seams`; a model without heads gets towers without them."""
+    """`describe` gives a tower per name in `dialects` and `seams`; a model without heads gets towers without them.
+
+    read: finds the config of a live model.
+    """
 
     describe: Callable[[Config], Mapping[str, Tower]]
     dialects: Mapping[str, tuple[Dialect, ...]]
     seams: Mapping[str, Seam]
     classes: str = ""  # what users know it as, for the table of models
+    read: Callable[[nn.Module], Config] = transformers_config
 
 
 def one(describe: Callable[[Config], Tower], *dialects: Dialect, seam: Seam, classes: str = "") -> Family:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hasten.families.family import Family, one
+from hasten.families.family import Family, Seam, one
 from hasten.families.fields import act, rope
 from hasten.families.llama import DECODER, LLAMA, SLOTS, attention, bias, head, head_dim, stack, tokens
 from hasten.spec import Attention, Block, Mlp, Norm, Tower
@@ -21,6 +21,7 @@ GEMMA2 = Dialect(
         "mlp_out_norm": "post_feedforward_layernorm",
     },
 )
+GEMMA3 = Seam("decoder", path=("model", ""))  # the base model of transformers 4 is the whole model
 
 
 def norm(c: Config) -> Norm:
@@ -71,5 +72,5 @@ def _attention(c: Config, kind: str) -> Attention:
 FAMILIES: dict[str, Family] = {
     "gemma": one(gemma, LLAMA, seam=DECODER, classes="Gemma 1, CodeGemma"),
     "gemma2": one(gemma2, GEMMA2, seam=DECODER, classes="Gemma 2"),
-    "gemma3_text": one(gemma3, GEMMA2, seam=DECODER, classes="Gemma 3 (text)"),
+    "gemma3_text": one(gemma3, GEMMA2, seam=GEMMA3, classes="Gemma 3 (text)"),
 }

@@ -54,6 +54,7 @@ def _experts(c: Config) -> Moe:
 
 
 def _tower(c: Config, m: Mlp | Moe) -> Tower:
+    c.refuse("position_embedding_type", "rope", why="Granite without rotary positions has no description")
     a = replace(attention(c, bias=bias(c)), scale=float(c.take("attention_multiplier")))
     b = Block(a, m, norm(c), "pre", residual=float(c.take("residual_multiplier")))
     t = stack(c, lambda i, kind: b)

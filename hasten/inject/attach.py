@@ -13,7 +13,6 @@ from hasten.families.family import Family, Seam
 from hasten.inject.backbone import Backbone
 from hasten.inject.loan import live_tensors
 from hasten.spec import Tokens, Tower
-from hasten.spec.config import Config
 from hasten.weights import Binding, resolve
 
 
@@ -26,7 +25,7 @@ def attach(model: nn.Module, family: str | None = None) -> list[Backbone]:
     if kind not in FAMILIES:
         raise UnsupportedModel(_unsupported(model, kind))
     found, tensors = FAMILIES[kind], live_tensors(model)
-    config = Config(model.config.to_dict(), f"{type(model.config).__name__} of {type(model).__name__}")
+    config = found.read(model)
     towers = found.describe(config)
     config.finish()
     backbones = [b for name, t in towers.items() if (b := _backbone(model, found, name, t, tensors)) is not None]

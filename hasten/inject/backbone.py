@@ -45,7 +45,7 @@ class Backbone:
 
     @property
     def config(self) -> Any:
-        return self.module.config
+        return getattr(self.module, "config", None)
 
     def install(self, backend: str | None = None) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op."""
@@ -108,11 +108,10 @@ class Backbone:
                 return f"{name} was given"
             if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
                 return f"gradients of {name}"
-        states = arguments.get("output_hidden_states")
-        if not isinstance(states, bool | None):
+        if not isinstance(arguments.get("output_hidden_states"), bool | None):
             return "output_hidden_states chooses layers"
-        # transformers 4 replaces forwards to record states nobody asked us for; a decoder's step would feel the search
-        if not states and not self.tower.causal and any("forward" in vars(m) for m in self._inner):
+        # so transformers 4 records the states of some models; a decoder's step would feel this search
+        if not self.tower.causal and any("forward" in vars(m) for m in self._inner):
             return "replaced forwards of submodules"
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from hasten.errors import ConfigError, RequestError
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.options import Options
+from hasten.inject.requests import check_lengths, check_limit, check_tensors, is_prompts
+from hasten.inject.requests import sampling as sampling_of
+from hasten.runtime import Event, Generation, Generator, Sampling
 
 if TYPE_CHECKING:
     from hasten.inject.certificate import Certificate
@@ -30,7 +33,8 @@ class InferenceEngine(nn.Module):
         self.notes: list[str] = list(options.notes)
         self._trained = [m for m in module.modules() if m.training]
         self._times: list[float] | None = None
-        self._generator: Any = None
+        self._generator: Generator | None = None
+        self._generator_for: object = None
         self.live = False
         self._config = getattr(module, "config", None)
 
@@ -52,9 +56,81 @@ class InferenceEngine(nn.Module):
         self.live = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, on the fused backbones; token ids are checked first."""
         self._check_live()
+        first = {"input_ids": args[0]} if args else {}
+        check_tensors({**first, **kwargs}, self.backbones)
         with self._timed():
             return self.module(*args, **kwargs)
+
+    def generate(
+        self, inputs: Any = None, sampling: Sampling | Sequence[Sampling] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Generate text.
+
+        inputs a tensor (batch, tokens), or no inputs but keyword tensors: transformers' `generate`, with its own
+        arguments and result, on the fused backbone.
+
+        inputs a list of prompts (token ids of any lengths, or strings where a `tokenizer` is given): native generation.
+        `sampling`, one or one each, or the fields of Sampling as keywords, say how; `stream=True` gives an iterator of
+        Events instead of a list of Generations. Greedy unless a temperature is given.
+        """
+        self._check_live()
+        if is_prompts(inputs):
+            return self._generate_natively(inputs, sampling, **kwargs)
+        given = {**({} if inputs is None else {"inputs": inputs}), **kwargs}
+        check_tensors(given, self.backbones)
+        check_lengths(given)
+        ids = given.get("inputs", given.get("input_ids"))
+        length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim > 1 and not self._speaks_apart else 0
+        check_limit(given, given.get("generation_config") or self.module.generation_config, self._limit, length)
+        positional = () if sampling is None else (sampling, *args)  # transformers' generation_config and what follows
+        with self._timed():
+            return self.module.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
+
+    def _generate_natively(
+        self,
+        prompts: Any,
+        how: Sampling | Sequence[Sampling] | None,
+        *,
+        tokenizer: Any = None,
+        stream: bool = False,
+        **settings: Any,
+    ) -> list[Generation] | Iterator[Event]:
+        if how is not None and settings:
+            raise RequestError(f"generate: give either sampling or {', '.join(settings)}, not both")
+        how = sampling_of(settings) if how is None else how
+        generator = self._native(tokenizer)
+        if stream:
+            return generator.stream(prompts, how)
+        with self._timed(), torch.inference_mode():
+            return generator.generate(prompts, how)
+
+    def _native(self, tokenizer: Any) -> Generator:
+        """The generator for this tokenizer and the weights as they are now."""
+        b = self.backbones[0] if len(self.backbones) == 1 else None
+        if b is None or b.seam.kind != "decoder" or b.tower.head is None:
+            what = "no fused decoder with a language model head"
+            raise RequestError(f"{type(self.module).__name__} has {what}: pass a tensor, which transformers' generate() takes")
+        if b.bypass is not None:
+            raise RequestError(f"native generation needs the fused backbone, but {b.bypass}")
+        tag = (b.transformer, tokenizer)
+        if self._generator is None or self._generator_for != tag:
+            self._close()
+            ends = getattr(self.module.generation_config, "eos_token_id", None)
+            ends = () if ends is None else ends
+            self._generator = Generator(b.transformer, eos=ends, tokenizer=tokenizer, max_tokens=self._limit)
+            self._generator_for = tag
+        return self._generator
+
+    @property
+    def _limit(self) -> int | None:
+        return self.options.max_out_tokens
+
+    @property
+    def _speaks_apart(self) -> bool:
+        """Whether the prompt is an encoder's, whose tokens are not the decoder's."""
+        return bool(getattr(self._config, "is_encoder_decoder", False))
 
     def revert(self, force: bool = False) -> nn.Module:
         """The user's model as it was before, bit for bit; the engine is over.

@@ -40,6 +40,11 @@ class TransformerPolicy(DSPolicy):
     family: ClassVar[str] = ""
     kin: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def named(cls) -> str:
+        """The family that the policy and its settings come to."""
+        return cls.family
+
 
 Policies = Mapping[type[nn.Module], "type[DSPolicy] | tuple[str, ...]"]
 """`injection_policy` in its normal form: a policy class or the names of row-parallel linears for each layer class."""
@@ -110,7 +115,7 @@ def resolve_policy(model: nn.Module, policy: Policies | None, known: Collection[
 
 
 def _family(model: nn.Module, policy: type[DSPolicy], known: Collection[str]) -> str:
-    family = getattr(policy, "family", "")
+    family = policy.named() if issubclass(policy, TransformerPolicy) else getattr(policy, "family", "")
     if not isinstance(family, str) or not family or (known and family not in known):
         near = difflib.get_close_matches(str(family), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `hasten models` lists the families"

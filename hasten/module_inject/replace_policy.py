@@ -79,6 +79,11 @@ class MegatronLayerPolicy(TransformerPolicy):
     moe_type: ClassVar[str] = "standard"
 
     @classmethod
+    def named(cls) -> str:
+        version = cls.qkv_version()
+        return cls.family if version == 2 else f"{cls.family}-v{version}"
+
+    @classmethod
     def qkv_version(cls) -> int:
         """The Megatron checkpoint version (0, 1 or 2) whose row order the live query_key_value has."""
         return 2 if cls.megatron_v2 else min(int(cls.version), 2)

@@ -15,7 +15,8 @@ MATTERS = frozenset(
     partial_rotary_factor position_embedding_type parallel_attn qk_norm use_qk_norm qk_layernorm residual_multiplier
     rope_parameters rope_scaling rope_theta rotary_dim scale_embedding scale_attn_by_inverse_layer_idx scale_attn_weights
     reorder_and_upcast_attn shared_expert_intermediate_size sliding_window use_parallel_residual use_qkv_bias use_sliding_window
-    tie_word_embeddings use_bidirectional_attention v_head_dim kv_lora_rank q_lora_rank n_shared_experts num_nextn_predict_layers
+    attention_out_bias decoder_sparse_step norm_topk_prob qkv_bias query_pre_attn_scalar rope_local_base_freq swiglu_alpha
+    swiglu_limit tie_word_embeddings use_bias use_bidirectional_attention v_head_dim kv_lora_rank q_lora_rank n_shared_experts num_nextn_predict_layers
     """.split()
 )
 """Fields that change what a model computes. One of them present, switched on and never read is refused."""

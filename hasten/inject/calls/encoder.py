@@ -22,6 +22,8 @@ def run(b: Backbone, a: Arguments) -> Any:
     positions = a.get("position_ids")
     if positions is None:
         positions = count_positions(e, x, seen, 0)
+    elif e.counted == "ids":  # RoBERTa's callers name rows of the table, offset included
+        positions = positions - e.position_offset
     ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
     h = b.transformer.embed(x, positions, a.get("token_type_ids"))
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))

