@@ -20,6 +20,7 @@ from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
+from hasten.ops.backends import load
 
 
 def init_inference(
@@ -27,6 +28,7 @@ def init_inference(
 ) -> InferenceEngine:
     """See hasten.init_inference."""
     options = Options.parse(config, **kwargs)
+    load()
     model = merge_adapters(check_model(model), options.merge_adapters)
     check_weights(model)
     backbones = _backbones(model, options)

@@ -203,6 +203,8 @@ def _error(y: Tensor, truth: Tensor, scale: Tensor) -> float:
 
 def _first(output: Any) -> Tensor:
     """The first floating tensor of a model's output: logits, or hidden states."""
+    if isinstance(output, Tensor):
+        return output
     values = output.values() if hasattr(output, "values") else output
     return next(v for v in values if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 0)
 

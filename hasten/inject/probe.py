@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ def probe(model: nn.Module, backbones: list[Backbone], seed: int = 0) -> dict[st
     made: dict[str, Any] = {}
     for b in backbones:
         match b.tower.embed:
+            case Tokens() as e if b.seam.kind == "megatron":
+                made.update(_megatron(e, model, draw))
             case Tokens() as e:
                 prefix = "decoder_" if b.seam.kind == "seq2seq-decoder" else ""
                 made.update(_tokens(e, b, prefix, draw))
@@ -40,3 +43,19 @@ def _tokens(e: Tokens, b: Backbone, prefix: str, draw: torch.Generator) -> dict[
     mask = torch.ones_like(ids)
     mask[1, : room // 4] = 0  # the second row is padded on the left
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _megatron(e: Tokens, model: nn.Module, draw: torch.Generator) -> dict[str, Tensor]:
+    """For a GPTModel the mask that hides the future, for a BertModel one that shows all: told apart by their forwards."""
+    taken = inspect.signature(getattr(model, "module", model).forward).parameters
+    ids = torch.randint(0, e.vocab, (2, min(TOKENS, e.positions or TOKENS)), generator=draw)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)[None, None]
+    made = {
+        "input_ids": ids,
+        "bert_model_input": ids,
+        "position_ids": positions,
+        "attention_mask": future if "position_ids" in taken else torch.ones_like(ids),
+        "tokentype_ids": positions % max(e.types, 1),
+    }
+    return {name: value for name, value in made.items() if name in taken and (e.types or name != "tokentype_ids")}

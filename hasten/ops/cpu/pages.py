@@ -27,7 +27,7 @@ def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None
         if run:
             tokens[where[0] : where[0] + len(where)].copy_(new)
         else:
-            tokens.index_copy_(0, slots, new.to(pool.dtype))
+            tokens.index_copy_(0, slots.long(), new.to(pool.dtype))
     return None
 
 

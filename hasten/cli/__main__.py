@@ -1,0 +1,51 @@
+"""`hasten COMMAND`: one line per command here, one file each beside it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hasten import __version__
+from hasten.cli import bench, certify, check, generate, models
+from hasten.errors import HastenError
+
+COMMANDS = {"generate": generate, "certify": certify, "check": check, "models": models, "bench": bench}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    p = argparse.ArgumentParser("hasten", description="Makes a live PyTorch transformer fast where it stands.")
+    p.add_argument("--version", action="version", version=f"hasten {__version__}")
+    commands = p.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=summary, description=summary)
+        module.arguments(sub)
+        sub.set_defaults(run=module.run)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0, 1 for a result that is bad news, 2 for input that cannot be used, told in one line."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (HastenError, OSError) as e:
+        print(f"hasten: {_one_line(e)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hasten: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _one_line(e: Exception) -> str:
+    if isinstance(e, OSError) and e.filename:
+        return f"{e.filename}: {e.strerror}"
+    return " ".join(str(e).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

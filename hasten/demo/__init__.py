@@ -1,0 +1,1 @@
+"""A small language model that ships with Hasten, and what `make demo` shows of it."""
