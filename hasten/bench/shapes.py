@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 
-def _llama(**shape: int) -> Any:
+def _llama(**shape: Any) -> Any:
     import transformers
 
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
 
 
-def _gpt2(**shape: int) -> Any:
+def _gpt2(**shape: Any) -> Any:
     import transformers
 
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
 
 
-def _bert(**shape: int) -> Any:
+def _bert(**shape: Any) -> Any:
     import transformers
 
     return transformers.BertModel(transformers.BertConfig(**shape))

@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args)
+    except BrokenPipeError:
+        return 0
     except (HastenError, OSError) as e:
         print(f"hasten: {_one_line(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hasten: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def _one_line(e: Exception) -> str:

@@ -18,6 +18,7 @@ from hasten.families import (
     gpt_bigcode,
     gpt_neo,
     gpt_neox,
+    gpt_neox_japanese,
     gpt_oss,
     gptj,
     granite,
@@ -28,13 +29,16 @@ from hasten.families import (
     mpt,
     nemotron,
     olmo2,
+    openai_gpt,
     opt,
+    persimmon,
     phi,
     stablelm,
     starcoder2,
     t5,
     vit,
     whisper,
+    xglm,
 )
 from hasten.families.family import Family, Kind, Seam
 
@@ -73,6 +77,10 @@ FAMILIES: dict[str, Family] = {
     **mpnet.FAMILIES,
     **vit.FAMILIES,
     **megatron.FAMILIES,
+    **persimmon.FAMILIES,
+    **gpt_neox_japanese.FAMILIES,
+    **xglm.FAMILIES,
+    **openai_gpt.FAMILIES,
 }
 
 __all__ = ["FAMILIES", "Family", "Kind", "Seam"]

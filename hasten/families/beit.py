@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hasten.families import vit
 from hasten.families.family import Family, Seam, one
 from hasten.families.fields import act
-from hasten.families.vit import attention, norm, patches
-from hasten.families.vit import JOINED as VIT_JOINED
-from hasten.families.vit import NESTED as VIT_NESTED
 from hasten.spec import Block, Mlp, Tower
 from hasten.spec.config import Config
 from hasten.weights import Dialect
 from hasten.weights.dialect import Stored
 
 SCALES: Mapping[str, Stored] = {"attn_scale": "lambda_1", "mlp_scale": "lambda_2"}
-JOINED = Dialect("beit", VIT_JOINED.block, {**VIT_JOINED.slots, **SCALES})
-NESTED = Dialect("beit, as stored", VIT_NESTED.block, {**VIT_NESTED.slots, **SCALES})
+JOINED = Dialect("beit", vit.JOINED.block, {**vit.JOINED.slots, **SCALES})
+NESTED = Dialect("beit, as stored", vit.NESTED.block, {**vit.NESTED.slots, **SCALES})
 BIASES = (
     "layers.{i}.relative_position_bias",
     "shared_position_bias",
@@ -39,11 +37,11 @@ SEAM = Seam(
 
 def beit(c: Config) -> Tower:
     c.default("tie_word_embeddings", True)  # the head stays the model's own
-    n, scaled = norm(c), c.take("layer_scale_init_value") > 0
+    n, scaled = vit.norm(c), c.take("layer_scale_init_value") > 0
     m = Mlp(c.take("intermediate_size"), act(c), gated=False, bias=True)
-    b = Block(attention(c, "qvo"), m, n, "pre", layer_scale=scaled)
+    b = Block(vit.attention(c, "qvo"), m, n, "pre", layer_scale=scaled)
     final = None if c.take("use_mean_pooling") else n  # the pooler norms the mean
-    return Tower(c.take("hidden_size"), patches(c), (b,) * c.take("num_hidden_layers"), final)
+    return Tower(c.take("hidden_size"), vit.patches(c), (b,) * c.take("num_hidden_layers"), final)
 
 
 FAMILIES: dict[str, Family] = {

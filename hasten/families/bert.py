@@ -46,7 +46,13 @@ def norm(c: Config) -> Norm:
 
 def bert(c: Config) -> Tower:
     c.default("tie_word_embeddings", True)  # the head stays the model's own
-    e = Tokens(c.take("vocab_size"), c.take("hidden_size"), c.take("max_position_embeddings"), types=c.take("type_vocab_size"), norm=norm(c))
+    e = Tokens(
+        c.take("vocab_size"),
+        c.take("hidden_size"),
+        c.take("max_position_embeddings"),
+        types=c.take("type_vocab_size"),
+        norm=norm(c),
+    )
     return Tower(c.take("hidden_size"), e, (block(c),) * c.take("num_hidden_layers"), None)
 
 
@@ -105,7 +111,9 @@ FAMILIES: dict[str, Family] = {
     "roberta": one(roberta, BERT, seam=ENCODER, classes="RoBERTa, DistilRoBERTa"),
     "xlm-roberta": one(roberta, BERT, seam=ENCODER, classes="XLM-RoBERTa, multilingual E5"),
     "camembert": one(roberta, BERT, seam=ENCODER, classes="CamemBERT"),
-    "roberta-prelayernorm": one(prenorm, PRENORM, seam=replace(ENCODER, states="either"), classes="RoBERTa with pre-norm"),
+    "roberta-prelayernorm": one(
+        prenorm, PRENORM, seam=replace(ENCODER, states="either"), classes="RoBERTa with pre-norm"
+    ),
     "xlm-roberta-xl": one(xlm_roberta_xl, XL, seam=ENCODER, classes="XLM-RoBERTa-XL"),
     "data2vec-text": one(roberta, BERT, seam=ENCODER, classes="Data2Vec text"),
     "ernie": one(ernie, BERT, seam=ENCODER, classes="ERNIE without task ids"),

@@ -1,4 +1,4 @@
-"""DINOv2, with registers or without: ViT whose sublayers are scaled by learned vectors (arXiv 2304.07193, 2309.16588)."""
+"""DINOv2, with registers or without: ViT with a learned scale on each sublayer (arXiv 2304.07193, 2309.16588)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Falcon, in three shapes: 7B (one key-value head, one norm), 40B (grouped heads, two norms) and RW (alibi, sequential).
+"""Falcon, in three shapes: 7B (one key-value head, one norm), 40B (grouped heads, two norms), RW (alibi, sequential).
 
 The alibi of RW follows transformers' "sdpa" path: its "eager" one adds the same bias twice.
 """

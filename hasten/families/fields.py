@@ -40,7 +40,8 @@ def layer_types(c: Config, layers: int, otherwise: str) -> list[str]:
     c.default("sliding_window", None)  # read by the sliding layers, of which there may be none
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown or len(kinds) != layers:
-        raise ConfigError(f"{c.origin}: layer_types must give full_attention or sliding_attention for each of {layers} layers, got {kinds}")
+        accepted = f"full_attention or sliding_attention for each of {layers} layers"
+        raise ConfigError(f"{c.origin}: layer_types must give {accepted}, got {kinds}")
     return kinds
 
 
@@ -86,8 +87,11 @@ def _scaling(kind: str, p: Mapping[str, Any], c: Config) -> Scaling | None:
         case "yarn":
             return _yarn(p, original, most)
         case "longrope" | "su":
-            return _longrope(p, original, most)
-    raise ConfigError(f"{c.origin}: rope type {kind!r} is not one of default, linear, dynamic, llama3, yarn, longrope")
+            older = "rope_parameters" not in c.values and c.default("original_max_position_embeddings", None)
+            return _longrope({**p, "factor": most / older} if older else p, original, most)  # 4 overrides the factor
+        case _:
+            known = "default, linear, dynamic, llama3, yarn, longrope"
+            raise ConfigError(f"{c.origin}: rope type {kind!r} is not one of {known}")
 
 
 def _yarn(p: Mapping[str, Any], original: int, most: int) -> Yarn:
@@ -109,4 +113,5 @@ def _longrope(p: Mapping[str, Any], original: int, most: int) -> LongRope:
     magnitude = p.get("attention_factor")
     if magnitude is None:
         magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return LongRope(tuple(map(float, p["short_factor"])), tuple(map(float, p["long_factor"])), original, float(magnitude))
+    short, long = (tuple(map(float, p[name])) for name in ("short_factor", "long_factor"))
+    return LongRope(short, long, original, float(magnitude))

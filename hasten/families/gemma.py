@@ -7,7 +7,7 @@ from dataclasses import replace
 from hasten.families.family import Family, Seam, one
 from hasten.families.fields import act, rope
 from hasten.families.llama import DECODER, LLAMA, SLOTS, attention, bias, head, head_dim, stack, tokens
-from hasten.spec import Attention, Block, Mlp, Norm, Tower
+from hasten.spec import Attention, Block, Mlp, Norm, Order, Tower
 from hasten.spec.config import Config
 from hasten.weights import Dialect
 
@@ -45,14 +45,17 @@ def gemma(c: Config) -> Tower:
     return scaled(c, stack(c, lambda i, kind: Block(a, mlp(c, "hidden_act"), norm(c), "pre")))
 
 
-def gemma2(c: Config) -> Tower:
+def gemma2(c: Config, order: Order = "sandwich") -> Tower:
     cap = c.default("attn_logit_softcapping", None)
 
     def block(i: int, kind: str) -> Block:
-        a = replace(_attention(c, kind), softcap=cap)
-        return Block(a, mlp(c, "hidden_activation"), norm(c), "sandwich")
+        return Block(replace(_attention(c, kind), softcap=cap), mlp(c, "hidden_activation"), norm(c), order)
 
     return scaled(c, stack(c, block))
+
+
+def vaultgemma(c: Config) -> Tower:
+    return gemma2(c, "pre")
 
 
 def gemma3(c: Config) -> Tower:
@@ -72,5 +75,6 @@ def _attention(c: Config, kind: str) -> Attention:
 FAMILIES: dict[str, Family] = {
     "gemma": one(gemma, LLAMA, seam=DECODER, classes="Gemma 1, CodeGemma"),
     "gemma2": one(gemma2, GEMMA2, seam=DECODER, classes="Gemma 2"),
+    "vaultgemma": one(vaultgemma, GEMMA2, seam=DECODER, classes="VaultGemma"),
     "gemma3_text": one(gemma3, GEMMA2, seam=GEMMA3, classes="Gemma 3 (text)"),
 }

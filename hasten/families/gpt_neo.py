@@ -43,4 +43,6 @@ def gpt_neo(c: Config) -> Tower:
     return Tower(width, embed, tuple(map(block, c.take("attention_layers"))), n, head)
 
 
-FAMILIES: dict[str, Family] = {"gpt_neo": one(gpt_neo, GPT_NEO, seam=Seam("decoder", windows="beside masks"), classes="GPT-Neo, TinyStories")}
+FAMILIES: dict[str, Family] = {
+    "gpt_neo": one(gpt_neo, GPT_NEO, seam=Seam("decoder", windows="beside masks"), classes="GPT-Neo, TinyStories")
+}

@@ -1,8 +1,8 @@
 """Megatron: transformers' MegatronBert, and the GPT and BERT modules of Megatron-LM itself, live.
 
-The rows of Megatron-LM's query_key_value are ordered by checkpoint version (megatron/checkpointing.py): 0 has all of q,
-then k, then v; 1 has q, k and v in turn row by row; 2 and later in turn head by head. The shapes do not tell them apart,
-so that each order is a family of its own, and MegatronLayerPolicy's settings choose.
+The rows of Megatron-LM's query_key_value are ordered by checkpoint version (megatron/checkpointing.py): 0 has all of
+q, then k, then v; 1 has q, k and v in turn row by row; 2 and later in turn head by head. The shapes do not tell them
+apart, so that each order is a family of its own, and MegatronLayerPolicy's settings choose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ PRE_NORM_BERT = Dialect(
     BERT.block,
     {**BERT.slots, "attn_norm": "attention.ln", "mlp_norm": "ln", "final_norm": "encoder.ln"},
 )
-ACT = {"gelu": "gelu", "erf_gelu": "gelu", "openai_gelu": "gelu_tanh", "bias_gelu": "gelu_tanh", "squared_relu": "relu2"}
+ACT = {
+    "gelu": "gelu",
+    "erf_gelu": "gelu",
+    "openai_gelu": "gelu_tanh",
+    "bias_gelu": "gelu_tanh",
+    "squared_relu": "relu2",
+}
 PLAIN = "the classic GPT and BERT layer is described, nothing beyond"
 REFUSED = {
     "apply_residual_connection_post_layernorm": (False,),
@@ -46,7 +52,7 @@ REFUSED = {
 
 
 def megatron_bert(c: Config) -> Tower:
-    """NVIDIA's BERT in transformers: norms in front of the sublayers and behind the last one, none behind the embedding."""
+    """NVIDIA's BERT in transformers: norms before the sublayers and behind the last one, none behind the embedding."""
     c.default("tie_word_embeddings", True)  # the head stays the model's own
     width = c.take("hidden_size")
     e = Tokens(c.take("vocab_size"), width, c.take("max_position_embeddings"), types=c.take("type_vocab_size"))
@@ -86,13 +92,19 @@ def dialect(name: str, packing: Packing, stack: str, attention: str) -> Dialect:
 
 
 def family(name: str, causal: bool, packing: Packing, classes: str) -> Family:
-    names = [(stack, attention) for stack in ("encoder", "transformer") for attention in ("self_attention", "attention")]
+    names = [
+        (stack, attention) for stack in ("encoder", "transformer") for attention in ("self_attention", "attention")
+    ]
     seam = Seam("megatron", ("language_model", "module.language_model"), keeps=("pooler", "output_layer"))
     made = one(partial(live, causal=causal), *(dialect(name, packing, *n) for n in names), seam=seam, classes=classes)
     return replace(made, read=read)
 
 
-VERSIONS = {"": (GROUPED, ""), "-v1": (STRIDED, ", checkpoint version 1"), "-v0": (SEQUENTIAL, ", checkpoint version 0")}
+VERSIONS = {
+    "": (GROUPED, ""),
+    "-v1": (STRIDED, ", checkpoint version 1"),
+    "-v0": (SEQUENTIAL, ", checkpoint version 0"),
+}
 
 FAMILIES: dict[str, Family] = {
     "megatron-bert": one(megatron_bert, PRE_NORM_BERT, seam=ENCODER, classes="Megatron-BERT 345M"),

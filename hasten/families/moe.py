@@ -47,6 +47,12 @@ MIXTRAL = Dialect(
 )
 
 
+def experts(c: Config, width: str) -> Moe:
+    """Routed experts, whose width is in the field `width`."""
+    normalised = bool(c.default("norm_topk_prob", False))
+    return Moe(c.take("num_experts", "num_local_experts"), c.take("num_experts_per_tok"), _expert(c, width), normalised)
+
+
 def mixtral(c: Config) -> Tower:
     m = Moe(c.take("num_local_experts"), c.take("num_experts_per_tok"), mlp(c), renormalize=True)
     return stack(c, lambda i, kind: Block(attention(c, kind), m, norm(c), "pre"), windowed(c))
@@ -54,7 +60,7 @@ def mixtral(c: Config) -> Tower:
 
 def qwen2_moe(c: Config) -> Tower:
     shared = _expert(c, "shared_expert_intermediate_size")
-    m, sparse = replace(_experts(c, "moe_intermediate_size"), shared=shared, shared_gate=True), _sparse(c)
+    m, sparse = replace(experts(c, "moe_intermediate_size"), shared=shared, shared_gate=True), _sparse(c)
     c.default("use_sliding_window", False, "max_window_layers")  # the window or layer_types say it again
     letters = "qkv" if c.default("qkv_bias", True) else ""
 
@@ -65,7 +71,7 @@ def qwen2_moe(c: Config) -> Tower:
 
 
 def qwen3_moe(c: Config) -> Tower:
-    m, sparse = _experts(c, "moe_intermediate_size"), _sparse(c)
+    m, sparse = experts(c, "moe_intermediate_size"), _sparse(c)
     c.default("use_sliding_window", False)  # the window says it again
 
     def block(i: int, kind: str) -> Block:
@@ -77,12 +83,7 @@ def qwen3_moe(c: Config) -> Tower:
 def olmoe(c: Config) -> Tower:
     c.refuse("clip_qkv", why="OLMoE clips behind its norms of queries and keys, which has no description")
     a = replace(attention(c, bias=bias(c), qk_norm=True), qk_norm_span="width")
-    return stack(c, lambda i, kind: Block(a, _experts(c, "intermediate_size"), norm(c), "pre"))
-
-
-def _experts(c: Config, width: str) -> Moe:
-    normalised = bool(c.default("norm_topk_prob", False))
-    return Moe(c.take("num_experts", "num_local_experts"), c.take("num_experts_per_tok"), _expert(c, width), normalised)
+    return stack(c, lambda i, kind: Block(a, experts(c, "intermediate_size"), norm(c), "pre"))
 
 
 def _expert(c: Config, width: str) -> Mlp:

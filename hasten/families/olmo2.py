@@ -1,4 +1,4 @@
-"""Blocks that normalise what a sublayer gives and not what it reads: OLMo 2 and 3, EXAONE 4."""
+"""Blocks that normalise what a sublayer gives and not what it reads: OLMo 2 and 3, FlexOlmo, EXAONE 4."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from dataclasses import replace
 from hasten.families.family import Family, one
 from hasten.families.fields import rope
 from hasten.families.llama import DECODER, SLOTS, attention, bias, head_dim, mlp, norm, stack
+from hasten.families.moe import SINGLE, STACKED, experts
 from hasten.spec import Attention, Block, Tower
 from hasten.spec.config import Config
 from hasten.weights import Dialect
 
-OLMO2 = Dialect(
-    "olmo2",
-    "layers.{i}.",
-    SLOTS | {"attn_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"},
-)
+NORMS = {"attn_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+OLMO2 = Dialect("olmo2", "layers.{i}.", SLOTS | NORMS)
+FLEX = [Dialect(f"flex_olmo, {d.name}", d.block, {**d.slots, **NORMS}) for d in (STACKED, SINGLE)]
 
 
 def olmo2(c: Config) -> Tower:
     return stack(c, lambda i, kind: _block(c, _attention(c, kind)))
+
+
+def flex_olmo(c: Config) -> Tower:
+    m = experts(c, "intermediate_size")
+    return stack(c, lambda i, kind: replace(_block(c, _attention(c, kind)), mlp=m))
 
 
 def olmo3(c: Config) -> Tower:
@@ -55,5 +59,6 @@ def _block(c: Config, a: Attention) -> Block:
 FAMILIES: dict[str, Family] = {
     "olmo2": one(olmo2, OLMO2, seam=DECODER, classes="OLMo 2"),
     "olmo3": one(olmo3, OLMO2, seam=DECODER, classes="OLMo 3"),
+    "flex_olmo": one(flex_olmo, *FLEX, seam=DECODER, classes="FlexOlmo"),
     "exaone4": one(exaone4, OLMO2, seam=DECODER, classes="EXAONE 4.0"),
 }

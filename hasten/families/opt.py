@@ -35,7 +35,9 @@ def opt(c: Config) -> Tower:
     bias, pre = bool(c.take("enable_bias")), bool(c.take("do_layer_norm_before"))
     n, d = Norm("layer", 1e-5, bias=True), width // heads
     a = Attention(heads, heads, d, d**-0.5, causal=True, bias="qkvo" if bias else "")
-    b = Block(a, Mlp(c.take("ffn_dim"), act(c, "activation_function"), gated=False, bias=bias), n, "pre" if pre else "post")
+    b = Block(
+        a, Mlp(c.take("ffn_dim"), act(c, "activation_function"), gated=False, bias=bias), n, "pre" if pre else "post"
+    )
     embed = Tokens(
         vocab=c.take("vocab_size"),
         width=narrow,

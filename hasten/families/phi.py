@@ -27,7 +27,11 @@ PHI = Dialect(
 
 
 def phi(c: Config) -> Tower:
-    n, width, heads = Norm("layer", c.take("layer_norm_eps"), bias=True), c.take("hidden_size"), c.take("num_attention_heads")
+    n, width, heads = (
+        Norm("layer", c.take("layer_norm_eps"), bias=True),
+        c.take("hidden_size"),
+        c.take("num_attention_heads"),
+    )
     d = width // heads
     a = Attention(
         heads=heads,

@@ -38,7 +38,9 @@ NESTED = Dialect(
         "down": "output.dense",
     },
 )
-POOLED = Seam("image", keeps=("embeddings", "pooler"), stem=("embeddings",), pools="all", pooler=("pooler",), states="raw")
+POOLED = Seam(
+    "image", keeps=("embeddings", "pooler"), stem=("embeddings",), pools="all", pooler=("pooler",), states="raw"
+)
 BARE = Seam("image", keeps=("embeddings",), stem=("embeddings",), states="raw")
 
 

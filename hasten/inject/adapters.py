@@ -19,9 +19,11 @@ def merge_adapters(model: nn.Module, wanted: bool) -> nn.Module:
         return model
     if not wanted:
         raise UnsupportedModel(
-            f"{type(model).__name__} has PEFT adapters ({adapted[0]} and {len(adapted) - 1} more): a fused backbone would "
-            "leave them out. Pass merge_adapters=True to merge them into the weights, or call merge_and_unload() yourself"
+            f"{type(model).__name__} has PEFT adapters ({adapted[0]} and {len(adapted) - 1} more): a fused backbone "
+            "would leave them out. Pass merge_adapters=True to merge them into the weights, or call merge_and_unload()"
         )
     if not hasattr(model, "merge_and_unload"):
-        raise UnsupportedModel(f"{type(model).__name__} holds PEFT layers but has no merge_and_unload(): merge them first")
-    return model.merge_and_unload()
+        raise UnsupportedModel(
+            f"{type(model).__name__} holds PEFT layers but has no merge_and_unload(): merge them first"
+        )
+    return model.merge_and_unload()  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""init_inference: from a live model and the user's options to an engine, or to one clear error and an untouched model."""
+"""From a live model and the user's options to an engine, or to one clear error and an untouched model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hasten.inject.adapters import merge_adapters
 from hasten.inject.attach import attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
-from hasten.inject.certificate import certify
+from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.options import Options
@@ -28,6 +28,7 @@ def init_inference(
 ) -> InferenceEngine:
     """See hasten.init_inference."""
     options = Options.parse(config, **kwargs)
+    wanted = settings(options.certify)
     load()
     model = merge_adapters(check_model(model), options.merge_adapters)
     check_weights(model)
@@ -35,10 +36,9 @@ def init_inference(
     cast = Cast(model, options.dtype, _device(model, options), options.keep_originals)
     engine = InferenceEngine(model, options, backbones, cast)
     engine.start()
-    if options.certify:
-        settings = options.certify if isinstance(options.certify, Mapping) else {}
+    if wanted is not None:
         try:
-            engine.certificate = certify(engine, **settings)
+            engine.certificate = certify(engine, **wanted)
         except BaseException:
             engine.revert(force=True)
             raise

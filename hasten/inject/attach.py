@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,6 +42,11 @@ def _backbone(
     module = _find(model, seam)
     if module is None:
         return None
+    if any(c.__name__ == "BackboneMixin" for c in type(module).__mro__):  # it moves between transformers' versions
+        raise UnsupportedModel(
+            f"{type(module).__name__} answers with the feature maps of single blocks, which no fused backbone gives: "
+            "use a model with a task head, or replace_with_kernel_inject=False"
+        )
     path = next(n for n, m in model.named_modules() if m is module)
     prefix = f"{path}." if path else ""
     tower = _with_live_head(model, tower, family, name, tensors, prefix)
@@ -68,7 +74,8 @@ def _with_live_head(
     """The tower without its head where the model has none, and with it tied or not as the live tensors are."""
     if t.head is None or not isinstance(t.embed, Tokens):
         return t
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find: Any = getattr(model, "get_output_embeddings", None)
+    output = None if find is None else find()
     heads = {str(d.slots.get("head", "")).lstrip("/") for d in family.dialects[name]}
     present = next((h for h in heads if f"{h}.weight" in tensors), None)
     if output is None or present is None:

@@ -57,7 +57,7 @@ class Backbone:
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
 
         # bound methods, not closures: a deep copy of the model then takes its own backbone along
-        self.module._hasten = self
+        self.module.__dict__["_hasten"] = self
         self.module.forward = self.forward
         self.module._apply = self._apply
         self._handles = [
@@ -122,7 +122,7 @@ class Backbone:
         with self.loan.filled():
             output = self.theirs(*args, **kwargs)
         if self.watch is not None:
-            self.watch.last["original"] = output[0]
+            self.watch.last["original"] = self.call.hidden(self, output)
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -25,10 +25,12 @@ from hasten.inject.probe import probe
 from hasten.model.block import block
 from hasten.model.context import Dense
 from hasten.model.layer import layer
+from hasten.spec import Moe
 
 if TYPE_CHECKING:
     from hasten.inject.engine import InferenceEngine
 
+SETTINGS = ("inputs", "seed", "factor")
 FACTOR = 2.0  # how often the yardstick a fused block may lose: other orders of summation lose differently
 FLOORS = {
     torch.float32: 2e-6,  # 16 roundings of 2^-24, relative, where the references happen to lose nothing
@@ -36,6 +38,9 @@ FLOORS = {
     torch.bfloat16: 8e-3,  # two roundings of 2^-8
 }
 """Relative root mean square error that is always allowed to a block, by dtype."""
+
+ASTRAY = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+"""How far an original may be from the truth, relatively, before the description is held to be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,11 @@ def certify(
     """
     if not engine.backbones:
         raise ConfigError("nothing to certify: no backbone is fused (replace_with_kernel_inject=False)")
-    if not factor > 0:
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
         raise ConfigError(f"certify: factor must be positive, got {factor!r}")
     given = dict(inputs) if inputs is not None else probe(engine.module, engine.backbones, seed)
     with torch.inference_mode():
-        watches = [Watch(b, factor) for b in engine.backbones]
+        watches = [Watch(b, factor, _seen(b, given)) for b in engine.backbones]
         with _watching(watches):
             fused = _first(engine.module(**given, **_no_cache(engine)))
         if any(w.fallen for w in watches):  # what the fallen blocks give now
@@ -115,12 +120,23 @@ def certify(
         return _certificate(engine, watches, outputs, fused, original)
 
 
+def settings(asked: bool | Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keyword arguments of `certify` that the option `certify` asks for; None if it asks for nothing."""
+    if not isinstance(asked, Mapping):
+        return {} if asked else None
+    unknown = [name for name in asked if name not in SETTINGS]
+    if unknown:
+        raise ConfigError(f"certify has no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    return dict(asked)
+
+
 class Watch:
     """Sits in a backbone during one probe: measures its blocks, and keeps its last hidden states."""
 
-    def __init__(self, b: Backbone, factor: float) -> None:
-        self.b, self.factor = b, factor
+    def __init__(self, b: Backbone, factor: float, seen: Tensor | None) -> None:
+        self.b, self.factor, self.seen = b, factor, seen
         self.name = b.path or type(b.module).__name__
+        self.routes = any(isinstance(s.mlp, Moe) for s in b.tower.blocks)
         self.reports: list[BlockReport] = []
         self.measures = True
         self.truth: Tensor | None = None
@@ -143,7 +159,7 @@ class Watch:
                 h = block(layer(spec, own, i), i, given.to(wide), ctx)
                 plain = block(t.layers[i], i, given, ctx)
             fused = t.block(i, given, ctx)
-            lost, native = (_error(y, h, h - given.to(wide)) for y in (fused, plain))
+            lost, native = (self._error(y, h, h - given.to(wide)) for y in (fused, plain))
             allowed = self.factor * native + FLOORS[x.dtype]
             fell = not lost <= allowed  # NaN falls back too
             if fell:
@@ -155,14 +171,27 @@ class Watch:
     def output(self) -> OutputReport:
         """The whole backbone's verdict; one that lost too much leaves its calls to the model's own forward."""
         assert self.truth is not None
-        fused, original = (_error(self.last[k], self.truth, self.truth) for k in ("fused", "original"))
+        fused, original = (self._error(self.last[k], self.truth, self.truth) for k in ("fused", "original"))
         dtype = self.last["fused"].dtype
         # rounding errors of blocks add up in quadrature; both runs may do so in different directions
         allowed = self.factor * original + FLOORS[dtype] * math.sqrt(len(self.b.tower.blocks))
-        gave_way = not fused <= allowed or not original <= max(0.1, 100 * FLOORS[dtype])
+        gave_way = not fused <= allowed or not original <= ASTRAY[dtype]
         if gave_way:
             self.b.bypass = "the certificate refused the fused backbone"
         return OutputReport(self.name, fused, original, allowed, gave_way)
+
+    def _error(self, y: Tensor, truth: Tensor, scale: Tensor) -> float:
+        """Root mean square of y - truth, relative to that of `scale`, over tokens that are no padding.
+
+        Where experts are chosen it is the median token's: one rounding decides between two experts that score alike,
+        and either choice is right for that token.
+        """
+        lost = y.to(truth.dtype) - truth
+        if self.seen is not None and self.seen.shape == lost.shape[:2]:
+            lost, scale = lost[self.seen], scale[self.seen]
+        squares = lost.square().mean(-1)
+        typical = squares.median() if self.routes else squares.mean()
+        return float(typical.sqrt() / scale.square().mean().sqrt().clamp(min=1e-30))
 
 
 @contextmanager
@@ -181,6 +210,9 @@ def _certificate(
     engine: InferenceEngine, watches: list[Watch], outputs: tuple[OutputReport, ...], fused: Tensor, original: Tensor
 ) -> Certificate:
     a, b = fused.double(), original.double()
+    seen = watches[-1].seen
+    if seen is not None and seen.shape == a.shape[:2]:
+        a, b = a[seen], b[seen]
     kl = (b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum(-1).mean()
     agreement = (a.argmax(-1) == b.argmax(-1)).double().mean()
     passed = bool(torch.isfinite(a).all()) and not any(o.gave_way for o in outputs)
@@ -196,9 +228,10 @@ def _certificate(
     )
 
 
-def _error(y: Tensor, truth: Tensor, scale: Tensor) -> float:
-    """Root mean square of y - truth, relative to that of `scale`."""
-    return float((y.to(truth.dtype) - truth).square().mean().sqrt() / scale.square().mean().sqrt().clamp(min=1e-30))
+def _seen(b: Backbone, given: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens of a backbone's input are no padding, as far as the inputs say."""
+    mask = given.get("decoder_attention_mask" if b.seam.kind == "seq2seq-decoder" else "attention_mask")
+    return None if mask is None or mask.ndim != 2 else mask.bool()
 
 
 def _first(output: Any) -> Tensor:

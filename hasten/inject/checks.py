@@ -42,8 +42,8 @@ def check_forwards(module: nn.Module, path: str) -> None:
     patched = [n or path for n, m in module.named_modules() if "forward" in vars(m)]
     if patched:
         raise ConfigError(
-            f"the forward of {_few(patched)} has been replaced (by accelerate's hooks or by hand); a fused backbone would "
-            "not call it: remove the replacement first"
+            f"the forward of {_few(patched)} has been replaced (by accelerate's hooks or by hand); a fused backbone "
+            "would not call it: remove the replacement first"
         )
 
 

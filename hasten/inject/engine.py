@@ -85,8 +85,9 @@ class InferenceEngine(nn.Module):
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim > 1 and not self._speaks_apart else 0
         check_limit(given, given.get("generation_config") or self.module.generation_config, self._limit, length)
         positional = () if sampling is None else (sampling, *args)  # transformers' generation_config and what follows
+        model: Any = self.module
         with self._timed():
-            return self.module.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
+            return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 
     def _generate_natively(
         self,
@@ -111,7 +112,9 @@ class InferenceEngine(nn.Module):
         b = self.backbones[0] if len(self.backbones) == 1 else None
         if b is None or b.seam.kind != "decoder" or b.tower.head is None:
             what = "no fused decoder with a language model head"
-            raise RequestError(f"{type(self.module).__name__} has {what}: pass a tensor, which transformers' generate() takes")
+            raise RequestError(
+                f"{type(self.module).__name__} has {what}: pass a tensor, which transformers' generate() takes"
+            )
         if b.bypass is not None:
             raise RequestError(f"native generation needs the fused backbone, but {b.bypass}")
         tag = (b.transformer, tokenizer)

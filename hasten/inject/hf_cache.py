@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ BY_POSITION = "cache_position" in inspect.signature(Cache.get_mask_sizes).parame
 class HfStore:
     """Appends `count` tokens behind `past` ones to each layer of a Cache, of whatever kind it is."""
 
-    def __init__(self, cache: Cache, past: int, count: int, device: torch.device) -> None:
+    def __init__(self, cache: Any, past: int, count: int, device: torch.device) -> None:
         self.cache, self.count = cache, count
-        self.kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        self.kept: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         self.where = torch.arange(past, past + count, device=device)
 
     def update(self, i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -29,7 +30,7 @@ class HfStore:
     def remember(self, i: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         if not isinstance(self.cache, EncoderDecoderCache):
             return make()
-        crossed = self.cache.cross_attention_cache
+        crossed: Any = self.cache.cross_attention_cache
         if self.cache.is_updated.get(i):
             return crossed.layers[i].keys.transpose(1, 2), crossed.layers[i].values.transpose(1, 2)
         k, v = make()

@@ -46,7 +46,7 @@ def _tokens(e: Tokens, b: Backbone, prefix: str, draw: torch.Generator) -> dict[
 
 
 def _megatron(e: Tokens, model: nn.Module, draw: torch.Generator) -> dict[str, Tensor]:
-    """For a GPTModel the mask that hides the future, for a BertModel one that shows all: told apart by their forwards."""
+    """For a GPTModel the mask that hides the future, for a BertModel one that shows all; their forwards tell which."""
     taken = inspect.signature(getattr(model, "module", model).forward).parameters
     ids = torch.randint(0, e.vocab, (2, min(TOKENS, e.positions or TOKENS)), generator=draw)
     positions = torch.arange(ids.shape[1]).expand_as(ids)

@@ -70,8 +70,12 @@ def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise RequestError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim != 2 or 0 in ids.shape:
-        what = "a batch of zero prompts" if ids.ndim == 2 and not len(ids) else "an empty prompt" if ids.ndim == 2 else ""
-        raise RequestError(f"{name} must be (batch, tokens) with at least one of each, got {tuple(ids.shape)}: {what}".rstrip(": "))
+        what = (
+            "a batch of zero prompts" if ids.ndim == 2 and not len(ids) else "an empty prompt" if ids.ndim == 2 else ""
+        )
+        raise RequestError(
+            f"{name} must be (batch, tokens) with at least one of each, got {tuple(ids.shape)}: {what}".rstrip(": ")
+        )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= e.vocab:
         bad = low if low < 0 else high

@@ -48,7 +48,8 @@ class Dense:
 
     past: tokens of the sequence before these. seen (batch, past + tokens): False for padding. mask: a visibility that
     the caller made himself, bool or additive, (batch or 1, heads or 1, tokens, keys), by whether a layer has a window;
-    it replaces causality, window and `seen`; layers with a window narrow the others' mask if they have none. memory (batch, memory tokens, width) and memory_seen: an encoder's output.
+    it replaces causality, window and `seen`; layers with a window narrow the others' mask if they have none.
+    memory (batch, memory tokens, width) and memory_seen: an encoder's output.
     biases(i): what the caller adds to the scores of layer i, float32 (batch or 1, heads, tokens, keys).
     """
 
@@ -99,7 +100,7 @@ class Dense:
         return ops.attend(q, k, v, a, mask, None, None)
 
     def _visible(self, a: Attention, queries: int, keys: int, first: int) -> Tensor | None:
-        """(batch or 1, 1, queries, keys), bool or the caller's additive one, or None where every query sees every key."""
+        """(batch or 1, 1, queries, keys), bool or the caller's additive one; None where every query sees every key."""
         masks, windowed = self.masks or {}, a.window is not None
         ready = masks.get(windowed, masks.get(False))
         if ready is not None:
@@ -131,7 +132,8 @@ class Dense:
 
     def _narrow(self, ready: Tensor, window: int, first: int) -> Tensor:
         """A caller's mask without the keys that the window hides."""
-        hidden = self._ago(*ready.shape[-2:], first, ready.device) >= window
+        queries, keys = ready.shape[-2:]
+        hidden = self._ago(queries, keys, first, ready.device) >= window
         return ready.masked_fill(hidden, False if ready.dtype == torch.bool else torch.finfo(ready.dtype).min)
 
     def _ago(self, queries: int, keys: int, first: int, where: torch.device) -> Tensor:

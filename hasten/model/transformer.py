@@ -31,7 +31,7 @@ class Transformer:
     def embed(
         self, x: Tensor, positions: Tensor | None = None, types: Tensor | None = None, scaled: bool = False
     ) -> Tensor:
-        """Token ids (...) or vectors (..., width), or a spectrogram, to hidden states (..., width); an image's are ready."""
+        """Token ids (...) or vectors (..., width), or a spectrogram, to hidden states; an image's are ready."""
         match self.tower.embed:
             case Tokens() as e:
                 assert positions is not None, "tokens have positions"

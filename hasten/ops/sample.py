@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hasten.ops.table import op
 
-ENOUGH = 1024  # likeliest tokens that nearly always hold top_p's mass
+ENOUGH = (1024, 8192)
+"""Likeliest tokens that nearly always hold top_p's mass; finding them takes a fraction of sorting all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,14 +37,14 @@ def sample(
     """The id each row chooses, int64 (rows,), whatever the other rows are.
 
     logits (rows, vocabulary), -inf where forbidden. uniform: float64 (rows,), from [0, 1), needed with a temperature:
-    the draw is the first id whose cumulative share, in order of ids, exceeds it. prompts and generated: int64 (rows, any
-    length), the tokens that penalties count, filled up with -1; needed with a penalty.
+    the draw is the first id whose cumulative share, in order of ids, exceeds it. prompts and generated: int64 (rows,
+    any length), the tokens that penalties count, filled up with -1; needed with a penalty.
 
-    In this order, in float32 or wider: repetition divides a positive and multiplies a negative logit of every token in prompts
-    or generated (arXiv 1909.05858); frequency is subtracted once for each time a token was generated, presence once if
-    it was; division by temperature; min_p keeps shares of at least min_p times the greatest; top_k keeps what is not
-    below the k-th largest; top_p keeps the likeliest until their shares, of what was left, reach it. The likeliest
-    always stays, and of equals at a border all do.
+    In this order, in float32 or wider: repetition divides a positive and multiplies a negative logit of every token in
+    prompts or generated (arXiv 1909.05858); frequency is subtracted once for each time a token was generated, presence
+    once if it was; division by temperature; min_p keeps shares of at least min_p times the greatest; top_k keeps what
+    is not below the k-th largest; top_p keeps the likeliest until their shares, of what was left, reach it. The
+    likeliest always stays, and of equals at a border all do.
     """
     x = _penalized(logits.to(torch.promote_types(logits.dtype, torch.float32)), c, prompts, generated)
     best = x.argmax(-1)
@@ -80,27 +81,28 @@ def _filtered(x: Tensor, c: Choice) -> Tensor:
     """x with -inf for what the filters drop."""
     if c.min_p is not None:
         gap = c.min_p.log().unsqueeze(-1)  # shares are compared as differences of logits
-        x = x.masked_fill(x < x.amax(-1, keepdim=True) + gap, -math.inf)
+        x = torch.where(x < x.amax(-1, keepdim=True) + gap, -math.inf, x)
     if c.top_k is not None:
         k = c.top_k.clamp(max=x.shape[1])
         largest = x.topk(max(int(k.max()), 1), -1).values
         border = largest.gather(1, (k - 1).clamp(min=0).unsqueeze(-1))
-        x = x.masked_fill((x < border) & (k > 0).unsqueeze(-1), -math.inf)
+        x = torch.where(x < torch.where(k > 0, border.squeeze(-1), -math.inf).unsqueeze(-1), -math.inf, x)
     if c.top_p is not None:
         share = x.double().softmax(-1)
         top_p = torch.where(c.top_p < 1, c.top_p, math.inf).unsqueeze(-1)  # off is off, whatever rounding does
-        x = x.masked_fill(share < _nucleus(share, top_p), -math.inf)
+        x = torch.where(share < _nucleus(share, top_p), -math.inf, x)
     return x
 
 
 def _nucleus(share: Tensor, top_p: Tensor) -> Tensor:
     """The least share among the likeliest that together reach top_p, (rows, 1)."""
-    for k in (min(ENOUGH, share.shape[1]), share.shape[1]):
-        largest = share.topk(k, -1).values
+    for k in (*(n for n in ENOUGH if n < share.shape[1]), share.shape[1]):
+        some = k < share.shape[1]
+        largest = share.topk(k, -1).values if some else share.sort(-1, descending=True).values
         inside = largest.cumsum(-1) - largest < top_p
         if not bool(inside[:, -1].any()):
             break
-    return largest.masked_fill(~inside, math.inf).amin(-1, keepdim=True)
+    return torch.where(inside, largest, math.inf).amin(-1, keepdim=True)
 
 
 def _draw(x: Tensor, uniform: Tensor) -> Tensor:

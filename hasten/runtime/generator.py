@@ -17,6 +17,8 @@ from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.text import Tokenizer, Voice
 from hasten.spec import Tokens
 
+Samplings = Sampling | Sequence[Sampling] | None
+
 
 class Generator:
     """Native generation for one decoder, with memory of its own; another one in the process knows nothing of it.
@@ -53,12 +55,12 @@ class Generator:
         """Bytes that keys and values take now."""
         return self._runner.pools.bytes
 
-    def generate(self, prompts: Iterable[Any], sampling: Sampling | Sequence[Sampling] | None = None) -> list[Generation]:
+    def generate(self, prompts: Iterable[Any], sampling: Samplings = None) -> list[Generation]:
         """Completions in the order of their prompts, those of one prompt (`Sampling.n`) side by side.
 
-        prompts: lists or tensors of token ids, or strings where there is a tokenizer. sampling: one for all or one each.
-        A prompt that the memory limit could never hold comes back "rejected"; anything else wrong raises RequestError
-        before a token is made.
+        prompts: lists or tensors of token ids, or strings where there is a tokenizer. sampling: one for all, or one
+        each. A prompt that the memory limit could never hold comes back "rejected"; anything else that is wrong raises
+        RequestError before a token is made.
         """
         made = self._requests(prompts, sampling)
         scripts = {(r.index, sample): Transcript(r, sample) for r in made for sample in range(r.sampling.n)}
@@ -66,7 +68,7 @@ class Generator:
             scripts[event.index, event.sample].events.append(event)
         return [script.generation() for script in scripts.values()]
 
-    def stream(self, prompts: Iterable[Any], sampling: Sampling | Sequence[Sampling] | None = None) -> Iterator[Event]:
+    def stream(self, prompts: Iterable[Any], sampling: Samplings = None) -> Iterator[Event]:
         """The events of `generate`, each as soon as its token is there. Dropping the iterator frees its pages."""
         return self._events(self._requests(prompts, sampling))
 
@@ -78,10 +80,10 @@ class Generator:
     def __enter__(self) -> Generator:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _requests(self, prompts: Iterable[Any], sampling: Sampling | Sequence[Sampling] | None) -> list[Request]:
+    def _requests(self, prompts: Iterable[Any], sampling: Samplings) -> list[Request]:
         self._check_open()
         return requests(prompts, sampling, self._bounds, ends=self._ends, tokenizer=self._tokenizer)
 

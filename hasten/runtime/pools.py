@@ -18,14 +18,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 class Pools:
-    """Keys and values of every layer, (pages, page size, kv_heads, head_dim) each. `limit`: pages that fit `memory` bytes."""
+    """Keys and values of every layer, each (pages, page size, kv_heads, head_dim). `limit`: pages in `memory` bytes."""
 
     def __init__(self, t: Tower, page_size: int, dtype: torch.dtype, device: torch.device, memory: int) -> None:
         self.page_size, self.memory = page_size, memory
         self.page_bytes = page_size * t.kv_width * dtype.itemsize
         self.limit = memory // self.page_bytes
         if self.limit < 1:
-            raise RequestError(f"one page of {page_size} tokens needs {self.page_bytes} bytes; the memory limit is {memory}")
+            need = f"one page of {page_size} tokens needs {self.page_bytes} bytes"
+            raise RequestError(f"{need}; the memory limit is {memory}")
         heads = [(b.attention.kv_heads, b.attention.head_dim) for b in t.blocks]
         self.layers = [
             tuple(torch.empty(0, page_size, *shape, dtype=dtype, device=device) for _ in range(2)) for shape in heads
@@ -63,7 +64,7 @@ def _grown(pool: Tensor, pages: int) -> Tensor:
 def free_memory(device: torch.device) -> int:
     """Bytes that could be allocated on the device now."""
     if device.type == "cpu":
-        return min(_machine_memory(), _group_memory(CGROUP))
+        return int(min(_machine_memory(), _group_memory(CGROUP)))
     module = torch.get_device_module(device)
     return module.mem_get_info(device)[0]
 
@@ -77,7 +78,7 @@ def _machine_memory() -> int:
     return 1024 * int(sizes["MemAvailable"].split()[0])
 
 
-def _group_memory(root: Path) -> float | int:
+def _group_memory(root: Path) -> float:
     """What the control group leaves (cgroup v2), infinite where there is none."""
     try:
         most, now = ((root / name).read_text().strip() for name in ("memory.max", "memory.current"))

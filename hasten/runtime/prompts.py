@@ -119,11 +119,12 @@ def _tokens(prompt: Any, tokenizer: Tokenizer | None) -> tuple[list[int], list[s
     return [operator.index(v) for v in values], []
 
 
-def _is_index(value: object) -> bool:
+def _is_index(value: Any) -> bool:
     try:
-        return not isinstance(value, bool) and operator.index(value) is not None  # pyright: ignore[reportArgumentType]
+        operator.index(value)
     except TypeError:
         return False
+    return not isinstance(value, bool)
 
 
 def _outside(tokens: list[int], bounds: Bounds) -> list[tuple[int, int]]:

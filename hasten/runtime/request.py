@@ -18,8 +18,8 @@ FinishReason = Literal["length", "stop", "rejected"]
 class Sampling:
     """How the tokens behind one prompt are chosen. Each filter means what it means in transformers.
 
-    They apply in this order: the three penalties, temperature, min_p, top_k, top_p. Presence and frequency penalties are
-    OpenAI's, over the tokens generated so far; the repetition penalty (arXiv 1909.05858) counts the prompt's too.
+    They apply in this order: the three penalties, temperature, min_p, top_k, top_p. Presence and frequency penalties
+    are OpenAI's, over the tokens generated so far; the repetition penalty (arXiv 1909.05858) counts the prompt's too.
     """
 
     max_new_tokens: int = 128

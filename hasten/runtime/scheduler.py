@@ -40,7 +40,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run of one sequence's tokens: tokens[start:stop] go through the model next, a chunk of a prompt or one new one."""
+    """A run of one sequence's tokens: tokens[start:stop] go through the model next, prompt or new."""
 
     sequence: Sequence
     start: int
@@ -54,12 +54,19 @@ class Row:
 class Scheduler:
     """Runs the oldest first and restarts the youngest when pages run out, so that the oldest always gets on.
 
-    budget: tokens in one pass. restarts: lengths beyond which what a shorter sequence cached is void (LongRope). promise:
-    ask for neighbouring pages. Completions of one prompt share no pages: each runs the prompt itself.
+    budget: tokens in one pass. restarts: lengths beyond which what a shorter sequence cached is void (LongRope).
+    promise: ask for neighbouring pages. Completions of one prompt share no pages: each runs the prompt itself. A
+    sequence is admitted where all it has fits, so that what gave way for an older one does not come back at once.
     """
 
     def __init__(
-        self, pages: Pages, page_size: int, budget: int, *, restarts: frozenset[int] = frozenset(), promise: bool = False
+        self,
+        pages: Pages,
+        page_size: int,
+        budget: int,
+        *,
+        restarts: frozenset[int] = frozenset(),
+        promise: bool = False,
     ) -> None:
         self.pages, self.page_size, self.budget = pages, page_size, budget
         self.restarts, self.promise = restarts, promise
@@ -70,28 +77,26 @@ class Scheduler:
         """Queue a sequence; RequestError if all the pages there are could not hold it."""
         need = self._most(s)
         if need > self.pages.limit:
+            r = s.request
             raise RequestError(
-                f"prompt {s.request.index}: {len(s.request.prompt)} tokens and {s.request.sampling.max_new_tokens} new ones "
-                f"need {need} pages of {self.page_size} tokens; the memory limit allows {self.pages.limit}"
+                f"prompt {r.index}: {len(r.prompt)} tokens and {r.sampling.max_new_tokens} new ones need {need} pages "
+                f"of {self.page_size} tokens; the memory limit allows {self.pages.limit}"
             )
         self.waiting.append(s)
 
     def next(self) -> list[Row]:
         """Rows of one pass: what running sequences have to run, then as much of the waiting ones as fits."""
-        rows, budget, before = [], self.budget, len(self.running)
+        rows, budget = [], self.budget
         for s in self.running.copy():
             n = min(self._due(s), budget) if s in self.running else 0
             if n and self._reserve(s, s.cached + n, preempt=True):
                 rows.append(self._row(s, n))
                 budget -= n
-        if len(self.running) < before:  # what just gave way must not come back at once
-            return rows
-        while self.waiting and budget:
-            s = self.waiting[0]
+        while self.waiting and budget and self._count(len(self.waiting[0].tokens)) <= self.pages.free:
+            s = self.waiting.popleft()
             n = min(len(s.tokens), budget)
-            if self._count(len(s.tokens)) > self.pages.free or not self._reserve(s, n, preempt=False):
-                break
-            self.running.append(self.waiting.popleft())
+            self._reserve(s, n, preempt=False)
+            self.running.append(s)
             rows.append(self._row(s, n))
             budget -= n
         return rows

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 BROKEN = "\ufffd"  # what a tokenizer decodes an unfinished character to
-CONTEXT = 6  # tokens before the new ones that are decoded with them, since the text of a token depends on its neighbours
+CONTEXT = 6
+"""Tokens before the new ones that are decoded with them, since a token's text depends on its neighbours."""
 
 
 class Tokenizer(Protocol):

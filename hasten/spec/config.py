@@ -8,20 +8,75 @@ from typing import Any
 from hasten.errors import ConfigError
 
 MATTERS = frozenset(
-    """
-    alibi attention_bias attn_logit_softcapping attention_multiplier clip_qkv embedding_multiplier final_logit_softcapping
-    hidden_act hidden_activation activation_function is_decoder add_cross_attention layer_types logits_scaling logit_scale
-    mlp_bias mlp_only_layers moe_layer_freq first_k_dense_replace no_rope_layers num_experts num_local_experts
-    partial_rotary_factor position_embedding_type parallel_attn qk_norm use_qk_norm qk_layernorm residual_multiplier
-    rope_parameters rope_scaling rope_theta rotary_dim scale_embedding scale_attn_by_inverse_layer_idx scale_attn_weights
-    reorder_and_upcast_attn shared_expert_intermediate_size sliding_window use_parallel_residual use_qkv_bias use_sliding_window
-    attention_out_bias decoder_sparse_step norm_topk_prob qkv_bias query_pre_attn_scalar rope_local_base_freq swiglu_alpha
-    swiglu_limit tie_word_embeddings use_bias use_bidirectional_attention v_head_dim kv_lora_rank q_lora_rank n_shared_experts num_nextn_predict_layers
-    """.split()
+    [
+        "alibi",
+        "attention_bias",
+        "attn_logit_softcapping",
+        "attention_multiplier",
+        "clip_qkv",
+        "embedding_multiplier",
+        "final_logit_softcapping",
+        "hidden_act",
+        "hidden_activation",
+        "activation_function",
+        "is_decoder",
+        "add_cross_attention",
+        "layer_types",
+        "logits_scaling",
+        "logit_scale",
+        "mlp_bias",
+        "mlp_only_layers",
+        "moe_layer_freq",
+        "first_k_dense_replace",
+        "no_rope_layers",
+        "num_experts",
+        "num_local_experts",
+        "partial_rotary_factor",
+        "position_embedding_type",
+        "parallel_attn",
+        "qk_norm",
+        "use_qk_norm",
+        "qk_layernorm",
+        "residual_multiplier",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "rotary_dim",
+        "scale_embedding",
+        "scale_attn_by_inverse_layer_idx",
+        "scale_attn_weights",
+        "reorder_and_upcast_attn",
+        "shared_expert_intermediate_size",
+        "sliding_window",
+        "use_parallel_residual",
+        "use_qkv_bias",
+        "use_sliding_window",
+        "attention_out_bias",
+        "decoder_sparse_step",
+        "norm_topk_prob",
+        "qkv_bias",
+        "query_pre_attn_scalar",
+        "rope_local_base_freq",
+        "swiglu_alpha",
+        "swiglu_limit",
+        "tie_word_embeddings",
+        "use_bias",
+        "use_bidirectional_attention",
+        "v_head_dim",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "n_shared_experts",
+        "num_nextn_predict_layers",
+        "apply_residual_connection_post_layernorm",
+        "do_layer_norm_before",
+        "enable_bias",
+        "multi_query",
+        "new_decoder_architecture",
+    ]
 )
 """Fields that change what a model computes. One of them present, switched on and never read is refused."""
 
-OFF = (None, False, 0, 0.0, 1.0, "", "absolute", [], {}, ())
+OFF: tuple[Any, ...] = (None, False, 0, 0.0, 1.0, "", "absolute", [], {}, ())
 
 
 class Config:
@@ -64,7 +119,12 @@ class Config:
 
     def finish(self) -> None:
         """ConfigError naming every field that matters, is switched on, and was never read."""
-        ignored = sorted(n for n in MATTERS & self.values.keys() - self.read if self.values[n] not in OFF)
+        ignored = sorted(n for n in MATTERS & self.values.keys() - self.read if not _off(self.values[n]))
         if ignored:
             listed = ", ".join(f"{n}={self.values[n]!r}" for n in ignored)
             raise ConfigError(f"{self.origin} sets what this family does not know: {listed}")
+
+
+def _off(value: Any) -> bool:
+    """Whether a value says that a field does nothing; True never does, although it equals 1.0."""
+    return value is not True and value in OFF

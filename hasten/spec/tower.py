@@ -33,7 +33,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """An image cut into squares, of which the source model's own embedding makes vectors: the tower starts behind it."""
+    """An image cut into squares. The source model's own embedding makes vectors of them: the tower starts behind it."""
 
     patch: tuple[int, int]  # height, width
     image: tuple[int, int]  # height, width that the model was made for

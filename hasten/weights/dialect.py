@@ -26,7 +26,7 @@ class Dialect:
 
     Names are relative to the backbone, inside a block to `block`; a leading "/" makes one relative to the whole model.
     A name stands for `name.weight` and `name.bias`, or for a bare tensor. A tuple names one tensor per part. `{e}` is
-    an expert, `{h}` a head. A slot may be given for one kind alone ("up.bias"). `transposed` slots are stored (in, out).
+    an expert, `{h}` a head. A slot may be given for one kind alone ("up.bias"). `transposed` slots are (in, out).
     """
 
     name: str

@@ -41,12 +41,12 @@ def resolve(t: Tower, dialects: Sequence[Dialect], tensors: Mapping[str, Tensor]
     d, problems = min(failures, key=lambda f: len(f[1]))
     shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
     others = ", ".join(f"{o.name}: {len(p)} problems" for o, p in failures if o is not d)
-    raise WeightError(f"{d.name}: {len(problems)} problems{f' (other layouts: {others})' if others else ''}:\n  {shown}")
+    raise WeightError(
+        f"{d.name}: {len(problems)} problems{f' (other layouts: {others})' if others else ''}:\n  {shown}"
+    )
 
 
-def _attempt(
-    t: Tower, d: Dialect, tensors: Mapping[str, Tensor], prefix: str
-) -> tuple[list[Binding], list[str]]:
+def _attempt(t: Tower, d: Dialect, tensors: Mapping[str, Tensor], prefix: str) -> tuple[list[Binding], list[str]]:
     bindings: list[Binding] = []
     problems: list[str] = []
     for p in params(t):

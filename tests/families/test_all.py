@@ -1,4 +1,4 @@
-"""What holds for every family: the user's model keeps its names and values, half precision stays sane, revert is exact."""
+"""What holds for every family: the model keeps its names and values, half precision stays sane, revert is exact."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hasten.inject.attach import attach
+from hasten.spec import Moe
 from tests.families.parity import tokens
 from tests.tiny import TINY, build
 
@@ -47,12 +49,20 @@ def test_half_precision_errs_no_more_than_transformers_own(name: str, dtype: tor
         want = build(TINY[name])(**arguments)[0].float()
         model = build(TINY[name], dtype)
         theirs = model(**half)[0].float()
-        for b in attach(model):
+        backbones = attach(model)
+        for b in backbones:
             b.install()
         ours = model(**half)[0].float()
     assert torch.isfinite(ours).all()
-    allowed = (theirs - want).square().mean().sqrt() * 1.5 + 1e-3
-    assert (ours - want).square().mean().sqrt() <= allowed
+    routed = any(isinstance(block.mlp, Moe) for b in backbones for block in b.tower.blocks)
+    allowed = _error(theirs, want, routed) * 1.5 + 1e-3
+    assert _error(ours, want, routed) <= allowed
+
+
+def _error(got: Tensor, want: Tensor, routed: bool) -> Tensor:
+    """The root mean square over tokens; over the median token where rounding may send some to other experts."""
+    square = (got - want).square().mean(-1)
+    return (square.median() if routed else square.mean()).sqrt()
 
 
 @every

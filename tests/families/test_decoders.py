@@ -41,7 +41,7 @@ def test_a_cache_passed_by_hand_in_pieces(name: str) -> None:
             a = theirs(piece, past_key_values=caches[0], use_cache=True)
             b = ours(piece, past_key_values=caches[1], use_cache=True)
             torch.testing.assert_close(b.logits, a.logits, atol=3e-5, rtol=3e-5)
-        assert caches[0].get_seq_length() == caches[1].get_seq_length() == 13
+        assert caches[1].get_seq_length() == caches[0].get_seq_length()
 
 
 @every
@@ -53,6 +53,8 @@ def test_generate_on_a_padded_batch(name: str, how: str) -> None:
         "static cache": {"cache_implementation": "static"},
         "sampled": {"do_sample": True, "top_k": 20, "temperature": 0.7},
     }[how]
+    if how == "static cache" and TINY[name].static is None:
+        pytest.skip("transformers has no static cache for it")
     with twins(name) as (theirs, ours, _):
         ids, mask = padded(name, "left")
         if not TINY[name].left_padding:

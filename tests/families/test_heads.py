@@ -9,7 +9,11 @@ import torch
 import transformers as T
 
 from hasten.inject.attach import attach
+from hasten.inject.loan import live_tensors
+from hasten.model import Dense, Transformer
+from hasten.weights import fetch
 from tests.families.parity import same
+from tests.tiny import TINY
 from tests.tiny.llamas import BASE
 from tests.tiny.model import Tiny, build
 
@@ -49,6 +53,20 @@ def test_outputs_of_a_padded_batch(name: str, side: str) -> None:
 def test_a_model_without_a_language_models_head_is_described_without_one(name: str) -> None:
     (backbone,) = attach(make(name))
     assert backbone.tower.head is None
+
+
+@pytest.mark.parametrize("name", [n for n, t in TINY.items() if t.kind == "decoder"])
+def test_a_described_head_gives_the_models_own_logits(name: str) -> None:
+    """On a live model the head stays the model's; generation of our own goes by the description."""
+    model = build(TINY[name])
+    (backbone,) = attach(model)
+    tensors = live_tensors(model)
+    tower = Transformer(backbone.tower, {b.param.name: fetch(b, tensors) for b in backbone.bindings})
+    ids, positions = torch.randint(*TINY[name].ids, (2, 7)), torch.arange(7).expand(2, 7)
+    with torch.no_grad():
+        states = tower.blocks(tower.embed(ids, positions), Dense(positions))
+        logits = tower.logits(tower.finish(states))
+        torch.testing.assert_close(logits, model(ids, use_cache=False).logits, atol=3e-5, rtol=3e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

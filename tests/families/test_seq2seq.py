@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from tests.families.parity import padded, same, tokens, twins
 from tests.tiny import TINY
@@ -75,6 +76,8 @@ def test_generate_on_a_padded_batch(name: str, how: str) -> None:
         "static cache": {"cache_implementation": "static"},
         "sampled": {"do_sample": True, "top_k": 20, "temperature": 0.7},
     }[how]
+    if how == "sampled" and name == "m2m_100" and transformers.__version__ < "5":
+        pytest.skip("its layers draw a random number each, for a layer drop that eval does not do")
     with twins(name) as (theirs, ours, _):
         given, answers = source(name, "right"), []
         for model in (theirs, ours):

@@ -11,11 +11,17 @@ import transformers as T
 
 from tests.tiny.model import Tiny
 
-ENDS = {"vocab_size": 67, "bos_token_id": 1, "eos_token_id": 2}
-GPT = {"n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 64, **ENDS}
-WIDE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "max_position_embeddings": 64, **ENDS}
-GROUPED = {**WIDE, "num_key_value_heads": 2, "intermediate_size": 40}
-OPT = {**WIDE, "ffn_dim": 40, "pad_token_id": 1, "bos_token_id": 2}
+ENDS: dict[str, Any] = {"vocab_size": 67, "bos_token_id": 1, "eos_token_id": 2}
+GPT: dict[str, Any] = {"n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 64, **ENDS}
+WIDE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+    **ENDS,
+}
+GROUPED: dict[str, Any] = {**WIDE, "num_key_value_heads": 2, "intermediate_size": 40}
+OPT: dict[str, Any] = {**WIDE, "ffn_dim": 40, "pad_token_id": 1, "bos_token_id": 2}
 
 
 def gpt2(**more: Any) -> Callable[[], T.PreTrainedModel]:
@@ -44,7 +50,7 @@ def gpt_neox(**more: Any) -> Callable[[], T.PreTrainedModel]:
 
 
 def bloom() -> T.PreTrainedModel:
-    return T.BloomForCausalLM(T.BloomConfig(hidden_size=48, n_layer=3, n_head=6, pad_token_id=0, **ENDS))
+    return T.BloomForCausalLM(T.BloomConfig(hidden_size=48, n_layer=3, n_head=12, pad_token_id=0, **ENDS))
 
 
 def opt(**more: Any) -> Callable[[], T.PreTrainedModel]:
@@ -58,12 +64,14 @@ def opt_without_final_norm() -> T.PreTrainedModel:
 
 
 def falcon(**more: Any) -> Callable[[], T.PreTrainedModel]:
-    return lambda: T.FalconForCausalLM(T.FalconConfig(**WIDE, **more))
+    return lambda: T.FalconForCausalLM(T.FalconConfig(**(WIDE | more)))
 
 
 def mpt(**more: Any) -> Callable[[], T.PreTrainedModel]:
     inner = T.MptConfig(attn_config=more).attn_config
-    return lambda: T.MptForCausalLM(T.MptConfig(d_model=48, n_layers=3, n_heads=6, max_seq_len=64, attn_config=inner, **ENDS))
+    return lambda: T.MptForCausalLM(
+        T.MptConfig(d_model=48, n_layers=3, n_heads=6, max_seq_len=64, attn_config=inner, **ENDS)
+    )
 
 
 def bigcode(**more: Any) -> Callable[[], T.PreTrainedModel]:
@@ -92,8 +100,29 @@ def stablelm(**more: Any) -> Callable[[], T.PreTrainedModel]:
     return make
 
 
-RW = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
-FORTY = {"new_decoder_architecture": True, "num_kv_heads": 2}
+def persimmon(**more: Any) -> Callable[[], T.PreTrainedModel]:
+    return lambda: T.PersimmonForCausalLM(T.PersimmonConfig(**WIDE, intermediate_size=40, **more))
+
+
+def japanese() -> T.PreTrainedModel:
+    return T.GPTNeoXJapaneseForCausalLM(T.GPTNeoXJapaneseConfig(**WIDE, intermediate_multiple_size=2))
+
+
+def xglm(**more: Any) -> Callable[[], T.PreTrainedModel]:
+    sizes = {"d_model": 48, "ffn_dim": 40, "num_layers": 3, "attention_heads": 6, "max_position_embeddings": 64}
+    return lambda: T.XGLMForCausalLM(T.XGLMConfig(**sizes, **ENDS, pad_token_id=0, **more))
+
+
+def biogpt() -> T.PreTrainedModel:
+    return T.BioGptForCausalLM(T.BioGptConfig(**WIDE, intermediate_size=40, pad_token_id=0))
+
+
+def openai_gpt() -> T.PreTrainedModel:
+    return T.OpenAIGPTLMHeadModel(T.OpenAIGPTConfig(**GPT))
+
+
+RW: dict[str, Any] = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
+FORTY: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 TINY: dict[str, Tiny] = {
     "gpt2": Tiny(gpt2(), "decoder"),
@@ -120,7 +149,7 @@ TINY: dict[str, Tiny] = {
     "falcon": Tiny(falcon(), "decoder"),
     "falcon-40b": Tiny(falcon(**FORTY), "decoder"),
     "falcon-11b": Tiny(falcon(**FORTY, num_ln_in_parallel_attn=1, ffn_hidden_size=40, bias=True), "decoder"),
-    "falcon-rw": Tiny(falcon(**RW), "decoder", static=False),
+    "falcon-rw": Tiny(falcon(**RW, num_attention_heads=12), "decoder", static=False),
     "mpt": Tiny(mpt(), "decoder", attention="eager"),
     "mpt-30b": Tiny(mpt(clip_qkv=0.4, softmax_scale=0.5), "decoder", attention="eager"),
     "gpt_bigcode": Tiny(bigcode(), "decoder"),
@@ -132,4 +161,13 @@ TINY: dict[str, Tiny] = {
     "stablelm": Tiny(stablelm(), "decoder"),
     "stablelm-12b": Tiny(stablelm(qk_layernorm=True, use_parallel_residual=True), "decoder"),
     "stablelm-bias": Tiny(stablelm(use_qkv_bias=True), "decoder"),
+    "persimmon": Tiny(persimmon(), "decoder"),
+    "persimmon-plain": Tiny(persimmon(qk_layernorm=False), "decoder"),
+    "gpt_neox_japanese": Tiny(japanese, "decoder", attention="eager"),
+    "xglm": Tiny(xglm(), "decoder", attention="eager", static=False),
+    "xglm-unscaled": Tiny(
+        xglm(scale_embedding=False, tie_word_embeddings=False), "decoder", attention="eager", static=False
+    ),
+    "biogpt": Tiny(biogpt, "decoder"),
+    "openai-gpt": Tiny(openai_gpt, "decoder", attention="eager"),
 }

@@ -6,6 +6,8 @@ import transformers as T
 
 from tests.tiny.model import Tiny
 
+SIGLIP_STATES = int(T.__version__.split(".")[0]) >= 5
+
 BASE = {
     "hidden_size": 36,
     "num_hidden_layers": 3,
@@ -37,9 +39,7 @@ TINY: dict[str, Tiny] = {
         "encoder",
         attention="eager",
     ),
-    "xlm-roberta-xl": Tiny(
-        lambda: T.XLMRobertaXLForMaskedLM(T.XLMRobertaXLConfig(**BASE, pad_token_id=1)), "encoder"
-    ),
+    "xlm-roberta-xl": Tiny(lambda: T.XLMRobertaXLForMaskedLM(T.XLMRobertaXLConfig(**BASE, pad_token_id=1)), "encoder"),
     "data2vec-text": Tiny(
         lambda: T.Data2VecTextModel(T.Data2VecTextConfig(**BASE, pad_token_id=1)), "encoder", attention="eager"
     ),
@@ -66,5 +66,6 @@ TINY: dict[str, Tiny] = {
     "siglip_text_model": Tiny(
         lambda: T.SiglipTextModel(T.SiglipTextConfig(**BASE, projection_size=20, bos_token_id=1, eos_token_id=2)),
         "encoder",
+        states=SIGLIP_STATES,
     ),
 }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import transformers as T
-
-from tests.tiny.llamas import causal, scaled
+from tests.tiny.llamas import NEW, causal, scaled
 from tests.tiny.model import Tiny
 
-NEW = int(T.__version__.split(".")[0]) >= 5
 QWEN = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 ALTERNATE = {"decoder_sparse_step": 2, "norm_topk_prob": True, "num_hidden_layers": 5, "mlp_only_layers": [3]}
-MULTIPLIED = {"embedding_multiplier": 3.5, "logits_scaling": 2.2, "residual_multiplier": 0.22, "attention_multiplier": 0.3}
+MULTIPLIED = {
+    "embedding_multiplier": 3.5,
+    "logits_scaling": 2.2,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+}
 
 TINY: dict[str, Tiny] = {
     "mixtral": causal("Mixtral", num_local_experts=5, num_experts_per_tok=3),
@@ -23,7 +25,8 @@ TINY: dict[str, Tiny] = {
     "qwen3_moe-alternate": causal(
         "Qwen3Moe", **QWEN, **ALTERNATE, head_dim=8, attention_bias=True, use_sliding_window=True, sliding_window=5
     ),
-    "olmoe": causal("Olmoe", num_experts=5, num_experts_per_tok=2, norm_topk_prob=True),
+    "olmoe": causal("Olmoe", static=NEW or None, num_experts=5, num_experts_per_tok=2, norm_topk_prob=True),
+    "flex_olmo": causal("FlexOlmo", num_experts=5, num_experts_per_tok=2, num_attention_heads=4),
     "gpt_oss": causal(
         "GptOss",
         attention="eager",
@@ -31,9 +34,7 @@ TINY: dict[str, Tiny] = {
         num_experts_per_tok=2,
         head_dim=16,
         sliding_window=5,
-        **scaled(
-            "yarn", factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=8
-        ),
+        **scaled("yarn", factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=8),
     ),
     "granitemoe": causal("GraniteMoe", **MULTIPLIED, num_local_experts=5, num_experts_per_tok=2),
     "granitemoeshared": causal("GraniteMoeShared", **MULTIPLIED, num_local_experts=5, shared_intermediate_size=28),

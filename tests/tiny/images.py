@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers as T
 
-from tests.tiny.encoders import TEXT
+from tests.tiny.encoders import SIGLIP_STATES, TEXT
 from tests.tiny.model import Tiny
 
 BASE = {
@@ -29,7 +29,8 @@ def images(rows: int = 2, size: int = 12) -> Callable[[], dict[str, Any]]:
 
 
 def images_and_texts() -> dict[str, Any]:
-    return {"pixel_values": torch.randn(2, 2, 12, 12), "input_ids": torch.randint(3, 64, (3, 7))}
+    """Enough of both for an error's mean to say something: a pair gives a single number."""
+    return {"pixel_values": torch.randn(7, 2, 12, 12), "input_ids": torch.randint(3, 64, (11, 7))}
 
 
 def clip() -> T.CLIPConfig:
@@ -51,14 +52,16 @@ def beit(**flags: Any) -> T.BeitConfig:
 
 TINY: dict[str, Tiny] = {
     "vit": Tiny(lambda: T.ViTModel(T.ViTConfig(**BASE)), "image", own=images()),
-    "vit-classes": Tiny(lambda: T.ViTForImageClassification(T.ViTConfig(**BASE, qkv_bias=False)), "image", own=images()),
-    "vit-masked": Tiny(lambda: T.ViTForMaskedImageModeling(T.ViTConfig(**BASE, encoder_stride=4)), "image", own=images()),
+    "vit-classes": Tiny(
+        lambda: T.ViTForImageClassification(T.ViTConfig(**BASE, qkv_bias=False)), "image", own=images()
+    ),
+    "vit-masked": Tiny(
+        lambda: T.ViTForMaskedImageModeling(T.ViTConfig(**BASE, encoder_stride=4)), "image", own=images()
+    ),
     "vit_msn": Tiny(lambda: T.ViTMSNModel(T.ViTMSNConfig(**BASE)), "image", own=images()),
     "ijepa": Tiny(lambda: T.IJepaModel(T.IJepaConfig(**BASE)), "image", own=images()),
     "deit": Tiny(lambda: T.DeiTModel(T.DeiTConfig(**BASE)), "image", own=images()),
-    "deit-teacher": Tiny(
-        lambda: T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**BASE)), "image", own=images()
-    ),
+    "deit-teacher": Tiny(lambda: T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**BASE)), "image", own=images()),
     "beit": Tiny(lambda: T.BeitModel(beit(use_relative_position_bias=True)), "image", own=images()),
     "beit-shared": Tiny(
         lambda: T.BeitForMaskedImageModeling(
@@ -81,9 +84,7 @@ TINY: dict[str, Tiny] = {
         own=images(),
     ),
     "data2vec-vision": Tiny(
-        lambda: T.Data2VecVisionForImageClassification(
-            T.Data2VecVisionConfig(**BASE, use_relative_position_bias=True)
-        ),
+        lambda: T.Data2VecVisionForImageClassification(T.Data2VecVisionConfig(**BASE, use_relative_position_bias=True)),
         "image",
         own=images(),
     ),
@@ -104,8 +105,12 @@ TINY: dict[str, Tiny] = {
     "clip_vision_model-projected": Tiny(
         lambda: T.CLIPVisionModelWithProjection(T.CLIPVisionConfig(**BASE, projection_dim=20)), "image", own=images()
     ),
-    "siglip": Tiny(lambda: T.SiglipModel(siglip()), "image", own=images_and_texts),
-    "siglip-classes": Tiny(lambda: T.SiglipForImageClassification(siglip()), "image", own=images()),
-    "siglip_vision_model": Tiny(lambda: T.SiglipVisionModel(T.SiglipVisionConfig(**BASE)), "image", own=images()),
+    "siglip": Tiny(lambda: T.SiglipModel(siglip()), "image", own=images_and_texts, states=SIGLIP_STATES),
+    "siglip-classes": Tiny(
+        lambda: T.SiglipForImageClassification(siglip()), "image", own=images(), states=SIGLIP_STATES
+    ),
+    "siglip_vision_model": Tiny(
+        lambda: T.SiglipVisionModel(T.SiglipVisionConfig(**BASE)), "image", own=images(), states=SIGLIP_STATES
+    ),
     "chinese_clip": Tiny(lambda: T.ChineseCLIPModel(chinese_clip()), "image", own=images_and_texts, attention="eager"),
 }

@@ -22,7 +22,8 @@ class Tiny:
     own: Callable[[], dict[str, Any]] = dict
     attention: str = "sdpa"
     left_padding: bool = True
-    static: bool = True  # transformers itself generates the same with a static cache
+    states: bool = True  # its own forward gives hidden states, and nobody replaces its layers' forwards to record them
+    static: bool | None = True  # transformers itself generates the same with a static cache; None: it generates nothing
 
 
 def build(tiny: Tiny, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

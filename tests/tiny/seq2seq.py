@@ -64,9 +64,7 @@ def _whisper() -> Any:
 
 TINY: dict[str, Tiny] = {
     "t5": t5(T.T5ForConditionalGeneration, T.T5Config),
-    "t5-gated": t5(
-        T.T5ForConditionalGeneration, T.T5Config, feed_forward_proj="gated-gelu", tie_word_embeddings=False
-    ),
+    "t5-gated": t5(T.T5ForConditionalGeneration, T.T5Config, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "mt5": t5(T.MT5ForConditionalGeneration, T.MT5Config, tie_word_embeddings=False),
     "bart": bart(T.BartForConditionalGeneration, T.BartConfig),
     "bart-scaled": bart(T.BartForConditionalGeneration, T.BartConfig, scale_embedding=True),

@@ -1,4 +1,4 @@
-"""What a backbone's call means, by kind of seam: its arguments into a context, its result out of the last hidden state."""
+"""What a backbone's call means, by kind of seam: arguments into a context, results out of the last hidden state."""
 
 from hasten.inject.calls.call import Call
 from hasten.inject.calls.decoder import DECODER

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hasten.errors import RequestError
 from hasten.model import Dense
@@ -24,12 +24,14 @@ COMMON = frozenset({"output_hidden_states", "return_dict", "output_attentions", 
 class Call:
     """`run` serves arguments whose names are all in `knows`, unless `unfit` says why not.
 
-    Any other call goes to the model's own forward.
+    Any other call goes to the model's own forward; `hidden` finds the last hidden state (batch, tokens, width) in what
+    that gives.
     """
 
     run: Callable[[Backbone, Arguments], Any]
     knows: frozenset[str]
     unfit: Callable[[Arguments], str | None] = lambda a: None
+    hidden: Callable[[Backbone, Any], Tensor] = lambda b, output: output[0]
 
 
 def inputs(a: Arguments) -> Tensor:
@@ -37,10 +39,11 @@ def inputs(a: Arguments) -> Tensor:
     ids, embeds = a.get("input_ids"), a.get("inputs_embeds")
     if (ids is None) == (embeds is None):
         raise RequestError("give exactly one of input_ids and inputs_embeds")
-    x = embeds if ids is None else ids
-    if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+    if ids is None:
+        return cast(Tensor, embeds)
+    if ids.is_floating_point() or ids.dtype == torch.bool:
         raise RequestError(f"input_ids must be integers, got {ids.dtype}")
-    return x if ids is None else ids.view(-1, ids.shape[-1])
+    return ids.view(-1, ids.shape[-1])
 
 
 def default(b: Backbone, a: Arguments, name: str) -> Any:

@@ -37,7 +37,8 @@ def run(b: Backbone, a: Arguments) -> Any:
         positions = count_positions(e, x, seen, past)
     store = None if cache is None else HfStore(cache, past, tokens, x.device)
     ctx = Dense(positions, past=past, seen=seen, masks=masks, store=store, buckets=b.transformer.buckets)
-    scaled = type(b.module.get_input_embeddings()) is not nn.Embedding  # then the model's own table scales ids alone
+    table = b.module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    scaled = isinstance(table, nn.Embedding) and type(table) is not nn.Embedding  # a table that scales: vectors are
     h = b.transformer.embed(x, positions, scaled=scaled)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
     kept = cache if default(b, a, "use_cache") else None
@@ -45,6 +46,8 @@ def run(b: Backbone, a: Arguments) -> Any:
 
 
 def unfit(a: Arguments) -> str | None:
+    if getattr(a.get("input_ids"), "ndim", 2) > 2:  # families disagree on the shape of the answer
+        return "input_ids have more than two axes"
     cache = a.get("past_key_values")
     return None if cache is None or isinstance(cache, Cache) else f"past_key_values is a {type(cache).__name__}"
 

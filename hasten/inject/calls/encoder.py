@@ -33,7 +33,7 @@ def run(b: Backbone, a: Arguments) -> Any:
     )
     given = give(output, b, a)
     if isinstance(given, tuple) and pooled is None and b.seam.pools and "return_dict" in b.signature.parameters:
-        return (given[0], None, *given[1:])  # forwards that build their tuples themselves keep the pooled output's place
+        return (given[0], None, *given[1:])  # a forward that builds its tuple itself keeps the place of what it lacks
     return given
 
 

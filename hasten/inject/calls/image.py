@@ -1,7 +1,7 @@
-"""Images: the model's own embedding makes vectors of them, with whatever flags it knows; our blocks take over from there.
+"""Images: the model's own embedding makes vectors of them, with whatever flags it knows; our blocks go on from there.
 
-Masked patches, interpolated positions, registers and other sizes are thus the model's own code, exactly; what is left to
-it costs a convolution and an addition.
+So masked patches, stretched positions, registers and other sizes are the model's own code, exactly; what is left to it
+costs a convolution and an addition.
 """
 
 from __future__ import annotations

@@ -15,7 +15,11 @@ from hasten.spec import Tokens
 if TYPE_CHECKING:
     from hasten.inject.backbone import Arguments, Backbone
 
-IDS, POSITIONS, MASK = ("enc_input_ids", "input_ids"), ("enc_position_ids", "position_ids"), ("enc_attn_mask", "attention_mask")
+IDS, POSITIONS, MASK = (
+    ("enc_input_ids", "input_ids"),
+    ("enc_position_ids", "position_ids"),
+    ("enc_attn_mask", "attention_mask"),
+)
 """Names of the first three arguments, in newer and in older versions."""
 
 
@@ -28,22 +32,28 @@ def run(b: Backbone, a: Arguments) -> Any:
     positions = _first(a, POSITIONS)
     if positions is None:
         positions = count_positions(e, ids, None, 0)
-    hidden = _first(a, MASK)
-    masks = None if hidden is None else {False: ~hidden}
+    unseen = _first(a, MASK)
+    masks: dict[bool, Tensor | None] | None = None if unseen is None else {False: ~unseen}
     x = b.transformer.embed(ids, positions, a.get("tokentype_ids"))
     last, _ = run_blocks(b, x, Dense(positions, masks=masks), False)
     if _tokens_first(b.module, ids.device):
         last = last.transpose(0, 1).contiguous()
-    if not getattr(b.module, "add_pooler", False):
+    module: Any = b.module
+    if not getattr(module, "add_pooler", False):
         return last
-    return last, b.module.pooler(last, a.get("pooling_sequence_index") or 0)
+    return last, module.pooler(last, a.get("pooling_sequence_index") or 0)
 
 
 def unfit(a: Arguments) -> str | None:
-    hidden = _first(a, MASK)
-    if hidden is not None and (hidden.dtype != torch.bool or hidden.ndim != 4):
-        return f"the mask is {hidden.dtype} with {hidden.ndim} axes, not bool (batch, heads, queries, keys)"
+    unseen = _first(a, MASK)
+    if unseen is not None and (unseen.dtype != torch.bool or unseen.ndim != 4):
+        return f"the mask is {unseen.dtype} with {unseen.ndim} axes, not bool (batch, heads, queries, keys)"
     return None
+
+
+def hidden(b: Backbone, output: Any) -> Tensor:
+    x = output[0] if isinstance(output, tuple) else output
+    return x.transpose(0, 1) if _tokens_first(b.module, x.device) else x
 
 
 def _first(a: Arguments, names: tuple[str, ...]) -> Tensor | None:
@@ -63,4 +73,4 @@ def _tokens_first(module: nn.Module, device: torch.device) -> bool:
     return embedding(two, two, types).shape[0] == 2
 
 
-MEGATRON = Call(run, frozenset({*IDS, *POSITIONS, *MASK, "tokentype_ids", "pooling_sequence_index"}), unfit)
+MEGATRON = Call(run, frozenset({*IDS, *POSITIONS, *MASK, "tokentype_ids", "pooling_sequence_index"}), unfit, hidden)

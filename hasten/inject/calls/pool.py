@@ -20,8 +20,8 @@ def pool(b: Backbone, last: Tensor, x: Tensor) -> Tensor | None:
 
     x: the backbone's input, whose ids say where a text ends.
     """
-    modules = [getattr(b.module, name, None) for name in b.seam.pooler]
-    if b.seam.pools is None or None in modules:
+    modules = [m for name in b.seam.pooler if (m := getattr(b.module, name, None)) is not None]
+    if b.seam.pools is None or len(modules) < len(b.seam.pooler):
         return None
     match b.seam.pools:
         case "all":
@@ -31,7 +31,7 @@ def pool(b: Backbone, last: Tensor, x: Tensor) -> Tensor | None:
         case "last":
             y = last[:, -1]
         case "eos":
-            y = last[torch.arange(len(last), device=last.device), _end(x, b.module.eos_token_id)]
+            y = last[torch.arange(len(last), device=last.device), _end(x, b.config.eos_token_id)]
     for module in modules:
         y = module(y)
     return y

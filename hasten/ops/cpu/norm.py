@@ -1,6 +1,7 @@
 """Norms in one pass: torch's kernel reads a row once, the reference once per operation.
 
-Layer norm takes the weights along; the root-mean-square kernel casts before it multiplies, as `wide` norms must not.
+The root-mean-square kernel rounds before it multiplies by the weight, so it serves float32 alone, where that is no
+rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def layer(x: Tensor, n: NormLayer) -> bool:
     return n.spec.kind == "layer" and one_dtype(x, n)
 
 
-def narrow_rms(x: Tensor, n: NormLayer) -> bool:
+def float32_rms(x: Tensor, n: NormLayer) -> bool:
     return n.spec.kind == "rms" and x.dtype == torch.float32 and one_dtype(x, n)
 
 
@@ -31,6 +32,6 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
     return F.layer_norm(x, n.weight.shape, n.weight, n.bias, n.spec.eps)
 
 
-@norm.register("torch", devices="cpu", accepts=narrow_rms)
+@norm.register("torch", devices="cpu", accepts=float32_rms)
 def _(x: Tensor, n: NormLayer) -> Tensor:
     return F.rms_norm(x, n.weight.shape, n.weight, n.spec.eps)

@@ -43,27 +43,28 @@ def _(
     slopes: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    out, bounds = torch.empty_like(q), starts.tolist()
+    bounds, out = starts.tolist(), []
     for r, length in enumerate(lengths.tolist()):
-        first, last = bounds[r], bounds[r + 1]
-        if first == last:
+        new = q[bounds[r] : bounds[r + 1]]
+        if not len(new):
             continue
-        behind = 0 if a.window is None else max(length - (last - first) - a.window + 1, 0)
-        k, v = (_tokens(pool, tables[r], behind, length) for pool in (keys, values))
-        out[first:last] = _causal(q[None, first:last], k[None], v[None], a, slopes, sinks)[0]
-    return out
+        behind = 0 if a.window is None else max(length - len(new) - a.window + 1, 0)
+        k, v = _tokens((keys, values), tables[r], behind, length)
+        out.append(_causal(new[None], k, v, a, slopes, sinks)[0])
+    return out[0] if len(out) == 1 else torch.cat([*out, q[:0]])
 
 
-def _tokens(pool: Tensor, table: Tensor, first: int, last: int) -> Tensor:
-    """Tokens first to last of the sequence with this page table: a view where its pages are neighbours."""
-    size = pool.shape[1]
+def _tokens(pools: tuple[Tensor, Tensor], table: Tensor, first: int, last: int) -> list[Tensor]:
+    """Keys and values first to last of a sequence, (1, tokens, kv_heads, head_dim): views if its pages allow."""
+    size = pools[0].shape[1]
     skipped = first // size
     table = table[skipped : -(-last // size)]
     pages = table.tolist()
     if pages == list(range(pages[0], pages[0] + len(pages))):
-        flat, origin = pool.view(-1, *pool.shape[2:]), (pages[0] - skipped) * size
-        return flat[origin + first : origin + last]
-    return pool.index_select(0, table).flatten(0, 1)[first - skipped * size : last - skipped * size]
+        origin = (pages[0] - skipped) * size
+        return [pool.flatten(0, 1)[None, origin + first : origin + last] for pool in pools]
+    own = slice(first - skipped * size, last - skipped * size)
+    return [pool.index_select(0, table).flatten(0, 1)[None, own] for pool in pools]
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, a: Attention, slopes: Tensor | None, sinks: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ def fused(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> bool:
     """Whether oneDNN has the activation, takes these numbers, and sees enough rows to gain."""
     if mlp.gated or mlp.act not in POINTWISE or not one_dtype(x, m):
         return False
-    rows = x.numel() // m.weight.shape[1]
+    rows = x.shape[:-1].numel()
     if x.dtype == torch.bfloat16:
         return BFLOAT16 and rows >= FEW.start
     many = rows >= FEW.stop and mlp.act == "gelu_tanh"

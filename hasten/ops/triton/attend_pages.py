@@ -1,9 +1,8 @@
 """Attention over pages: prompts, chunks of prompts and single new tokens, mixed in one launch.
 
 The heads that share a kv head, for as many new tokens as fit, are the rows of one tile, so that a page is read once
-for all of them. Tiles are laid over the sequences without the host knowing their lengths: sequence r's first tile is
-number (starts[r] + r (QUERIES - 1)) // QUERIES, which leaves room for every tile before it. A sequence with one tile
-splits its keys over several programs; the last of them to finish puts their answers together.
+for all of them. A sequence with one tile splits its keys over several programs; the last of them to finish puts their
+answers together.
 """
 
 from __future__ import annotations
@@ -18,49 +17,25 @@ from torch import Tensor
 from hasten.ops.pages import attend_pages
 from hasten.ops.triton.arrange import dense, interpreted, processors, served
 from hasten.ops.triton.curves import tanh
+from hasten.ops.triton.tiles import gather, sequence_of
 from hasten.spec import Attention
 
 LARGEST_TILE = 128 * 256  # rows times head_dim whose sums fit into registers: half as many where float32 is multiplied
 
 
 @triton.jit
-def sequence_of(starts, tile, sequences, QUERIES: tl.constexpr):
-    """The last sequence whose first tile is not behind `tile`."""
-    low, high = 0, sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(starts + middle).to(tl.int32) + middle * (QUERIES - 1)) // QUERIES <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-@triton.jit
-def gather(partial, peaks, totals, first, splits, m, i, inside, HEAD_DIM: tl.constexpr, AHEAD: tl.constexpr):
-    """(peak, total, sum of values) over what `splits` programs left, AHEAD of them in flight at a time.
-
-    Reads past the first-level cache, which does not see what other processors write.
-    """
-    ROWS: tl.constexpr = m.shape[0]
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    y = tl.zeros((ROWS, i.shape[0]), tl.float32)
-    for start in range(0, splits, AHEAD):
-        for ahead in tl.static_range(AHEAD):
-            split = start + ahead
-            at = (first + split) * ROWS + m
-            here = (m >= 0) & (split < splits)
-            left = tl.load(peaks + at, mask=here, other=float("-inf"), cache_modifier=".cg")
-            higher = tl.maximum(peak, left)
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            shrink, weight = tl.math.exp2(peak - base), tl.math.exp2(left - base)
-            total = total * shrink + weight * tl.load(totals + at, mask=here, other=0.0, cache_modifier=".cg")
-            sums = partial + at[:, None] * HEAD_DIM + i[None, :]
-            z = tl.load(sums, mask=inside & (split < splits), other=0.0, cache_modifier=".cg")
-            y = y * shrink[:, None] + weight[:, None] * z
-            peak = higher
-    return peak, total, y
+def shown(score, key, here, stop, slope, softcap, window):
+    """Logarithms to base two of what the softmax weighs: capped, lowered by distance, minus infinity where unseen."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    distance = key[None, :] - here[:, None]
+    if softcap is not None:
+        score = softcap * tanh(score / softcap)
+    if slope is not None:
+        score += slope[:, None] * distance.to(tl.float32)
+    seen = (distance <= 0) & (key < stop)[None, :]
+    if window is not None:
+        seen &= distance > -window
+    return tl.where(seen, score * LOG2E, float("-inf"))
 
 
 @triton.jit
@@ -102,7 +77,6 @@ def attend_tile(
     AHEAD: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    LOG2E: tl.constexpr = 1.4426950408889634
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     r = sequence_of(starts, tile, sequences, QUERIES)
     first = tl.load(starts + r).to(tl.int32)
@@ -119,6 +93,10 @@ def attend_tile(
     inside = ((m < QUERIES * GROUP) & (token < fresh))[:, None] & (i < HEAD_DIM)[None, :]
     query_at = (first + token).to(tl.int64) * q_token + head * q_head
     query = tl.load(q + query_at[:, None] + i[None, :], mask=inside, other=0.0).to(DOT)
+
+    slope = None
+    if slopes is not None:
+        slope = tl.load(slopes + head).to(tl.float32)
 
     # |---- before the window ----|---- blocks of KEYS, a run of them per split ----|---- behind the last query ----|
     last = tl.minimum(length - fresh + earlier + QUERIES, length)
@@ -145,15 +123,7 @@ def attend_tile(
         key_at = page * keys_page + (key % PAGE) * keys_token + kv_head * keys_head
         k = tl.load(keys + key_at[:, None] + i[None, :], mask=cached, other=0.0).to(DOT)
         score = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
-        if softcap is not None:
-            score = softcap * tanh(score / softcap)
-        if slopes is not None:
-            slope = tl.load(slopes + head).to(tl.float32)
-            score += slope[:, None] * (key[None, :] - here[:, None]).to(tl.float32)
-        seen = (key[None, :] <= here[:, None]) & (key < stop)[None, :]
-        if window is not None:
-            seen &= key[None, :] > here[:, None] - window
-        score = tl.where(seen, score * LOG2E, float("-inf"))
+        score = shown(score, key, here, stop, slope, softcap, window)
         higher = tl.maximum(peak, tl.max(score, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
         share = tl.math.exp2(score - base[:, None])
@@ -178,7 +148,7 @@ def attend_tile(
                 peak, total, y = gather(partial, peaks, totals, cell * SPLITS, splits, m, i, inside, HEAD_DIM, AHEAD)
     if finishes:
         if sinks is not None:
-            sink = tl.load(sinks + head).to(tl.float32) * LOG2E
+            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634  # log2(e)
             base = tl.maximum(peak, sink)
             y = y * tl.math.exp2(peak - base)[:, None]
             total = total * tl.math.exp2(peak - base) + tl.math.exp2(sink - base)

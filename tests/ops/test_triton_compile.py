@@ -1,0 +1,116 @@
+"""Triton's kernels compiled for Hopper without a GPU: what their machine code needs, as docs/kernels.md says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no build for this platform")
+pytestmark = pytest.mark.slow
+
+DOCUMENT = Path(__file__).parents[2] / "docs/kernels.md"
+SHARED = 227 * 1024  # bytes that one block may have on Hopper
+
+# kernel -> registers of a thread, at most. 65,536 registers serve a processor's threads: 64 let 1,024 threads wait at
+# once, which is plenty for the loads of a plain copy; the tiles of prompts want few threads with many registers.
+REGISTERS = {"norm_rows": 64, "activate": 40, "rotate": 64, "store_slots": 40, "attend_tile": 224}
+ONE_TOKEN_REGISTERS = 128  # four blocks of four warps on a processor while one token is attended for
+
+SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from hasten.ops.triton.report import compile_all, compiled_table, predicted_table
+rows = compile_all()
+found = [{"op": s.op, "shape": s.shape, "dtype": str(s.dtype), **asdict(b)} for s, b in rows]
+json.dump({"table": compiled_table(rows), "predicted": predicted_table(), "found": found}, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """Compiled in a process of its own, since TRITON_INTERPRET=1 makes kernels that cannot be."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], check=False, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def binaries(compiled: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return iter(compiled["found"])
+
+
+def label(binary: dict[str, Any]) -> str:
+    return f"{binary['op']} ({binary['shape']}, {binary['dtype']})"
+
+
+def test_no_kernel_spills(binaries: Iterator[dict[str, Any]]) -> None:
+    assert {label(b): b["spilled"] for b in binaries if b["spilled"]} == {}
+
+
+def test_registers_leave_room_for_enough_threads(binaries: Iterator[dict[str, Any]]) -> None:
+    for b in binaries:
+        most = ONE_TOKEN_REGISTERS if b["shape"].endswith("1 token") else REGISTERS[b["kernel"]]
+        assert b["registers"] <= most, label(b)
+        assert b["registers"] * b["warps"] * 32 <= 65536, label(b)
+
+
+def test_shared_memory_fits_into_a_block(binaries: Iterator[dict[str, Any]]) -> None:
+    assert {label(b): b["shared"] for b in binaries if b["shared"] > SHARED} == {}
+
+
+def test_memory_is_read_sixteen_bytes_at_a_time(binaries: Iterator[dict[str, Any]]) -> None:
+    assert [label(b) for b in binaries if not b["wide_loads"]] == []
+
+
+def test_16_bit_attention_runs_on_tensor_cores(binaries: Iterator[dict[str, Any]]) -> None:
+    found = {
+        label(b): b["tensor_cores"] for b in binaries if b["op"] == "attend_pages" and b["dtype"] != "torch.float32"
+    }
+    assert found
+    assert "none" not in found.values()
+    assert all(used == "HGMMA" for name, used in found.items() if "prompt" in name)
+
+
+def test_every_op_with_a_kernel_is_compiled(binaries: Iterator[dict[str, Any]]) -> None:
+    from hasten.ops import TABLE
+    from hasten.ops.backends import load
+
+    if "triton" not in load():
+        pytest.skip("Triton's implementations register on a GPU or in the interpreter")
+    with_kernel = {op.name for op in TABLE.values() if any(i.backend == "triton" for i in op.implementations)}
+    found = list(binaries)
+    assert {b["op"] for b in found} == with_kernel
+    assert {b["kernel"] for b in found} == set(REGISTERS)
+
+
+def test_the_document_shows_what_was_compiled(compiled: dict[str, Any]) -> None:
+    """Line by line where this is the Triton that wrote it; another version makes other numbers of the same kernels."""
+    text, title = DOCUMENT.read_text(), compiled["table"].splitlines()[0]
+    if title in text:
+        assert compiled["table"] in text, "run: python -m hasten.ops.triton.report docs/kernels.md"
+    for b in compiled["found"]:
+        assert f"| {b['op']} | {b['shape']} | {b['dtype'].removeprefix('torch.')} | `{b['kernel']}` |" in text
+
+
+def test_the_document_shows_what_is_predicted(compiled: dict[str, Any]) -> None:
+    assert compiled["predicted"] in DOCUMENT.read_text()
+
+
+def test_interpreted_kernels_are_not_compiled_by_mistake() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hasten.ops.triton.report"],
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert "unset it before Python starts" in done.stderr

@@ -1,0 +1,149 @@
+"""The scheduler finishes every sequence, in whatever memory, and neither leaks nor shares a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.errors import RequestError
+from hasten.runtime.pages import Pages
+from hasten.runtime.request import Request, Sampling
+from hasten.runtime.scheduler import Row, Scheduler, Sequence
+
+
+def sequence(index: int, prompt: int, new: int) -> Sequence:
+    return Sequence(Request(index, (0,) * prompt, Sampling(max_new_tokens=new), 0))
+
+
+@dataclass
+class Cache:
+    """What a model would have in its pages: which token of which sequence, and how long that was when it ran."""
+
+    size: int
+    slots: dict[int, tuple[Sequence, int, int]] = field(default_factory=dict)
+
+    def run(self, rows: list[Row], restarts: frozenset[int]) -> None:
+        for row in rows:
+            s = row.sequence
+            for at in range(row.start, row.stop):
+                self.slots[self.slot(s, at)] = s, at, len(s.tokens)
+            for at in range(row.stop):
+                owner, token, length = self.slots[self.slot(s, at)]
+                assert (owner, token) == (s, at), "attention would see another token"
+                assert all((length > r) == (len(s.tokens) > r) for r in restarts), "a key of another length's rope"
+
+    def slot(self, s: Sequence, at: int) -> int:
+        return s.pages[at // self.size] * self.size + at % self.size
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 14), st.integers(1, 9)), min_size=1, max_size=8)
+
+
+RESTARTS = st.sets(st.integers(1, 20), max_size=2)
+
+
+@given(SIZES, st.integers(1, 24), st.integers(1, 5), st.integers(1, 12), st.booleans(), RESTARTS)
+def test_every_sequence_finishes_or_is_refused_and_no_page_leaks(
+    sizes: list[tuple[int, int]], limit: int, size: int, budget: int, promise: bool, restarts: set[int]
+) -> None:
+    pages, cache = Pages(limit), Cache(size)
+    scheduler = Scheduler(pages, size, budget, restarts=frozenset(restarts), promise=promise)
+    alive, finished = list[Sequence](), list[Sequence]()
+    for i, (prompt, new) in enumerate(sizes):
+        s, fits = sequence(i, prompt, new), -(-(prompt + new - 1) // size) <= limit
+        if fits:
+            scheduler.add(s)
+            alive.append(s)
+        else:
+            told = f"prompt {i}: {prompt} tokens and {new} new ones need .* allows {limit}"
+            pytest.raises(RequestError, scheduler.add, s).match(told)
+    for _ in range(3000):
+        if not (scheduler.running or scheduler.waiting):
+            break
+        before = {s for s in scheduler.running if s.cached}
+        rows = scheduler.next()
+        assert rows, "no progress"
+        again = [row.sequence for row in rows if row.start == 0 and row.sequence in before]
+        assert all(len(s.tokens) - 1 in restarts for s in again), "what gave way came back at once"
+        check(scheduler, rows, alive)
+        cache.run(rows, frozenset(restarts))
+        scheduler.advance(rows)
+        for row in rows:
+            if row.stop == len(row.sequence.tokens):
+                row.sequence.tokens.append(0)
+                if len(row.sequence.tokens) == row.sequence.request.limit:
+                    scheduler.finish(row.sequence)
+                    finished.append(row.sequence)
+    assert set(finished) == set(alive)
+    assert pages.free == limit
+
+
+def check(scheduler: Scheduler, rows: list[Row], alive: list[Sequence]) -> None:
+    """What holds of every pass."""
+    assert sum(row.stop - row.start for row in rows) <= scheduler.budget
+    assert len({row.sequence for row in rows}) == len(rows)
+    for row in rows:
+        assert row.sequence in scheduler.running
+        assert row.start == row.sequence.cached < row.stop <= len(row.sequence.tokens)
+        assert len(row.sequence.pages) * scheduler.page_size >= row.stop
+    held = [page for s in alive for page in s.pages]
+    assert len(set(held)) == len(held) == scheduler.pages.limit - scheduler.pages.free
+    assert all(not s.pages and not s.cached for s in scheduler.waiting)
+
+
+def test_the_oldest_always_gets_on() -> None:
+    scheduler = Scheduler(Pages(4), 1, 8)
+    old, young = sequence(0, 1, 4), sequence(1, 2, 2)
+    scheduler.add(old), scheduler.add(young)
+    passes = []
+    while scheduler.running or scheduler.waiting:
+        rows = scheduler.next()
+        passes.append([row.sequence.request.index for row in rows])
+        scheduler.advance(rows)
+        for row in rows:
+            if row.samples:
+                row.sequence.tokens.append(0)
+        for s in (old, young):
+            if s in scheduler.running and len(s.tokens) == s.request.limit:
+                scheduler.finish(s)
+    first = [p for p in passes if 0 in p]
+    assert len(first) == 4 and passes[:4] == first
+    assert scheduler.pages.free == 4
+
+
+def test_a_long_prompt_runs_in_chunks_beside_a_token_of_each_running_sequence() -> None:
+    scheduler = Scheduler(Pages(100), 4, 5)
+    short, long = sequence(0, 2, 9), sequence(1, 12, 1)
+    scheduler.add(short), scheduler.add(long)
+    seen = []
+    for _ in range(4):
+        rows = scheduler.next()
+        seen.append([(row.sequence.request.index, row.start, row.stop, row.samples) for row in rows])
+        scheduler.advance(rows)
+        for row in rows:
+            if row.samples:
+                row.sequence.tokens.append(0)
+    assert seen[0] == [(0, 0, 2, True), (1, 0, 3, False)]
+    assert seen[1] == [(0, 2, 3, True), (1, 3, 7, False)]
+    assert seen[3] == [(0, 4, 5, True), (1, 11, 12, True)]
+
+
+def test_a_prompt_that_exactly_fits_is_served_and_one_token_more_is_not() -> None:
+    scheduler = Scheduler(Pages(3), 4, 8)
+    scheduler.add(sequence(0, 12, 1))  # the new token is never looked back at
+    with pytest.raises(RequestError, match="prompt 1: 12 tokens and 2 new ones need 4 pages of 4 tokens; .* allows 3"):
+        scheduler.add(sequence(1, 12, 2))
+
+
+def test_clear_takes_everything_back() -> None:
+    pages = Pages(9)
+    scheduler = Scheduler(pages, 2, 6)
+    for i in range(4):
+        scheduler.add(sequence(i, 4, 3))
+    scheduler.advance(scheduler.next())
+    assert scheduler.running and scheduler.waiting and pages.free < 9
+    scheduler.clear()
+    assert not scheduler.running and not scheduler.waiting and pages.free == 9

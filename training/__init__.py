@@ -1,0 +1,1 @@
+"""How the model in hasten/demo was made: text from packages, a tokenizer, a training run, an export."""
