@@ -11,6 +11,7 @@ import torch
 import hasten
 from hasten.bench.shapes import DECODERS, make
 from hasten.bench.timing import Result, interleave, summarize
+from hasten.errors import ConfigError
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -28,6 +29,9 @@ def measure(
 ) -> list[Result]:
     """One shape in one dtype: a decoder generates `new` tokens behind `prompt`, an encoder reads `prompt` tokens."""
     theirs = make(name, dtype).to(device)
+    tokens, room = prompt + (new if name in DECODERS else 0), theirs.config.max_position_embeddings
+    if tokens > room:
+        raise ConfigError(f"{name} has {room} positions; {tokens} tokens are asked for")
     engine = hasten.init_inference(copy.deepcopy(theirs), device=device)
     work = _generate if name in DECODERS else _encode
     with torch.inference_mode():

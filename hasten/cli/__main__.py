@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hasten import __version__
 from hasten.cli import bench, certify, check, generate, models
@@ -13,9 +15,16 @@ from hasten.errors import HastenError
 COMMANDS = {"generate": generate, "certify": certify, "check": check, "models": models, "bench": bench}
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, and where to read more."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    p = argparse.ArgumentParser("hasten", description="Makes a live PyTorch transformer fast where it stands.")
+    p = Parser("hasten", description="Makes a live PyTorch transformer fast where it stands.")
     p.add_argument("--version", action="version", version=f"hasten {__version__}")
     commands = p.add_subparsers(metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():

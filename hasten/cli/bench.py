@@ -42,10 +42,8 @@ def run(args: argparse.Namespace) -> int:
         if name not in DECODERS | ENCODERS:
             raise ConfigError(f"{work}: no shape {name}; there are {', '.join(DECODERS | ENCODERS)}")
         wanted.append((name, torch_dtype(dtype or "fp32")))
-    for n in ("batch", "prompt", "new", "runs"):
-        if getattr(args, n) < 1:
-            raise ConfigError(f"--{n} must be at least 1, got {getattr(args, n)}")
-    if args.threads:
+    _check(args)
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
     results = []
     sizes = {"device": args.device, "batch": args.batch, "prompt": args.prompt, "new": args.new, "runs": args.runs}
@@ -65,3 +63,20 @@ def run(args: argparse.Namespace) -> int:
 
         plot(results, about, args.plot)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ConfigError for counts below one, devices there are not and files that could not be written."""
+    from hasten.inject.kinds import DEVICE
+
+    try:
+        DEVICE.read(args.device)
+    except ValueError as e:
+        raise ConfigError(f"--device {args.device}: expected {e}") from e
+    for n in ("batch", "prompt", "new", "runs", "threads"):
+        if getattr(args, n) is not None and getattr(args, n) < 1:
+            raise ConfigError(f"--{n} must be at least 1, got {getattr(args, n)}")
+    for n in ("json", "markdown", "plot"):
+        file = getattr(args, n)
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigError(f"--{n} {file}: {'is a folder' if file.is_dir() else f'there is no folder {file.parent}'}")

@@ -69,7 +69,10 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         return args.prompt
     if args.sample_input:
         return read_prompts(args.sample_input)
-    text = sys.stdin.read().strip()
+    try:
+        text = sys.stdin.read().strip()
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"standard input is not UTF-8 text (byte {e.start})") from e
     if not text:
         raise ConfigError("no prompt: give one as an argument, with --sample_input FILE, or on standard input")
     return [text]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,15 @@ def load_config(path: str) -> Any:
     if (path.startswith((".", "/", "~")) or folder.exists()) and not (folder / "config.json").is_file():
         what = "is not a folder" if folder.is_file() else "has no config.json" if folder.is_dir() else "does not exist"
         raise ConfigError(f"{path} {what}; a Hugging Face model folder is expected")
-    try:
+    with telling(f"{path}: no usable config"):
         return transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{path}: no usable config: {str(e).splitlines()[0]}") from e
 
 
 def load_model(path: str, dtype: str | None, *, auto: str | None = None) -> Any:
-    """The model in the class that its config names, or in transformers' `auto` class."""
+    """The model in the class that its config names, or in transformers' `auto` class.
+
+    Raises ConfigError where the files hold less than an `auto` class needs: it would say nothing sensible.
+    """
     import transformers
 
     config = load_config(path)
@@ -55,20 +58,41 @@ def load_model(path: str, dtype: str | None, *, auto: str | None = None) -> Any:
     if cls is None:
         raise UnsupportedModel(f"{path}: transformers {transformers.__version__} has no class {named}")
     wanted = torch_dtype(dtype) or "auto"
-    try:
-        return cls.from_pretrained(path, config=config, dtype=wanted).eval()
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ConfigError(f"{path}: the model does not load: {str(e).splitlines()[0]}") from e
+    quiet()
+    with telling(f"{path}: the model does not load"):
+        model, found = cls.from_pretrained(path, config=config, dtype=wanted, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if auto and missing:
+        raise ConfigError(f"{path}: the files lack {len(missing)} tensors of {type(model).__name__}, {missing[0]} first")
+    return model.eval()
 
 
 def load_tokenizer(path: str) -> Any:
     """The model's tokenizer."""
     import transformers
 
-    try:
+    quiet()
+    with telling(f"{path}: no usable tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{path}: no usable tokenizer: {str(e).splitlines()[0]}") from e
+
+
+def quiet() -> None:
+    """Keep transformers from filling the screen: what is wrong comes as an error."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a ConfigError of one line: loaders raise errors of every class."""
+    try:
+        yield
+    except Exception as e:
+        lines = str(e).strip().splitlines()
+        kind = "" if lines and isinstance(e, OSError | ValueError) else f"{type(e).__name__}: "
+        raise ConfigError(f"{what}: {kind}{lines[0] if lines else 'no reason given'}") from e
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:

@@ -36,7 +36,8 @@ def scaled(c: Config, t: Tower) -> Tower:
     """The tower with tokens times the square root of the width, and the head capped where the config says so."""
     c.refuse("use_bidirectional_attention", False, why="Gemma as an encoder has no description")
     h = replace(head(c), softcap=c.default("final_logit_softcapping", None))
-    return replace(t, embed=tokens(c, c.take("hidden_size") ** 0.5), head=h)
+    embed = replace(tokens(c, c.take("hidden_size") ** 0.5), scale_rounded=True)
+    return replace(t, embed=embed, head=h)
 
 
 def gemma(c: Config) -> Tower:

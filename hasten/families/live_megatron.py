@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hasten.errors import UnsupportedModel
 from hasten.spec.config import Config
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 
 
 def read(model: nn.Module) -> Config:
-    """The fields of `config` and `args` of the model and its language model, completed from its modules.
+    """The fields of `config` and `args` of the model, of what it wraps and its language model, and what modules add.
 
     Added are `padded_vocab_size`, `max_position_embeddings` and `num_tokentypes` as the tables have them,
     `activation_func` as the name of the function that layer 0 calls ("bias_gelu" for the fused one), and `causal` where
     layer 0 says. UnsupportedModel if there is no language model with layers inside.
     """
-    inner = getattr(getattr(model, "module", model), "language_model", None)
+    core = getattr(model, "module", model)  # inside Float16Module
+    inner = getattr(core, "language_model", None)
     stack = getattr(inner, "encoder", None) or getattr(inner, "transformer", None)
-    if inner is None or not getattr(stack, "layers", None):
+    layers = getattr(stack, "layers", None)
+    if inner is None or not layers:
         raise UnsupportedModel(f"{type(model).__name__} has no language_model with the layers of a Megatron-LM model")
     values: dict[str, Any] = {}
-    for holder in (model, inner):
+    for holder in (model, core, inner):
         for name in ("args", "config"):
             values |= {k: v for k, v in _fields(getattr(holder, name, None)).items() if v is not None}
-    layer = stack.layers[0]
+    layer = layers[0]
     values |= _tables(inner.embedding) | {"activation_func": _act(layer.mlp, values)}
     causal = _causal(layer)
     return Config(values if causal is None else values | {"causal": causal}, f"the config of {type(model).__name__}")
 
 
 def _fields(source: object) -> Mapping[str, Any]:
-    if isinstance(source, Mapping):
-        return source
-    return getattr(source, "__dict__", {})
+    return cast("Mapping[str, Any]", source if isinstance(source, Mapping) else getattr(source, "__dict__", {}))
 
 
 def _tables(embedding: nn.Module) -> dict[str, int]:

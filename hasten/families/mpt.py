@@ -27,6 +27,7 @@ IGNORED = "transformers' MPT ignores it, so that its output would not be the che
 
 def attention(c: Config, width: int, heads: int) -> Attention:
     """From `attn_config`."""
+    c.default("tie_word_embeddings", True)  # transformers 4 gives it to nested configs too; the outer one counts
     c.refuse("attn_type", "multihead_attention", why=IGNORED)
     c.refuse("alibi", True, why=IGNORED)
     c.refuse("alibi_bias_max", 8, why=IGNORED)

@@ -30,8 +30,11 @@ def init_inference(
     options = Options.parse(config, **kwargs)
     wanted = settings(options.certify)
     load()
-    model = merge_adapters(check_model(model), options.merge_adapters)
-    check_weights(model)
+    given = check_model(model)
+    check_weights(given)
+    model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+    if model is not given:
+        check_weights(model)
     backbones = _backbones(model, options)
     cast = Cast(model, options.dtype, _device(model, options), options.keep_originals)
     engine = InferenceEngine(model, options, backbones, cast)

@@ -73,6 +73,7 @@ class Backbone:
         for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
+            del self.transformer  # it holds the canonical tensors, which are to go one by one
             self.loan.give_back()
             self.loan = None
 

@@ -42,15 +42,16 @@ class Loan:
             return
         canonical = fetch(b, {k: tensors[k].detach() for k in b.keys})
         self.weights[b.param.name] = canonical
-        for place, (k, seen) in enumerate(zip(b.keys, stored(b, canonical), strict=True)):
+        seen = stored(b, canonical) if _is_view(b, canonical) else [None] * len(b.keys)
+        for place, (k, view) in enumerate(zip(b.keys, seen, strict=True)):
             live = tensors[k]
             if _same_memory(live, canonical):
                 continue
-            if _same_memory(seen, canonical):
-                live.data = seen.view(live.shape) if seen.is_contiguous() else seen
-            else:
+            if view is None:
                 self.emptied[k] = (b, place, live.shape)
                 live.data = live.data.new_empty(0)
+            else:
+                live.data = view.view(live.shape) if view.is_contiguous() else view
 
     def whole(self, key: str) -> Tensor:
         """A fresh tensor with the value of an emptied parameter, in its live shape."""
@@ -100,6 +101,12 @@ class Loan:
                 self.weights[b.param.name] = kept[b.param.name]
             else:
                 self._take(b, tensors)
+
+
+def _is_view(b: Binding, canonical: Tensor) -> bool:
+    """Whether the canonical memory can be seen in the stored layout: tried without memory."""
+    empty = torch.empty_like(canonical, device="meta")
+    return all(t is empty or t._base is empty for t in stored(b, empty))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -69,7 +69,7 @@ def check_limit(arguments: Mapping[str, Any], config: Any, limit: int | None, pr
 def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise RequestError(f"{name} must be integers, got {ids.dtype}")
-    if ids.ndim != 2 or 0 in ids.shape:
+    if ids.ndim not in (2, 3) or 0 in ids.shape:  # heads over multiple choices take (batch, choices, tokens)
         what = (
             "a batch of zero prompts" if ids.ndim == 2 and not len(ids) else "an empty prompt" if ids.ndim == 2 else ""
         )
@@ -79,8 +79,8 @@ def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= e.vocab:
         bad = low if low < 0 else high
-        row, column = (ids == bad).nonzero()[0].tolist()
-        raise RequestError(f"{name}[{row}, {column}] is {bad}; the vocabulary has ids 0 to {e.vocab - 1}")
+        where = ", ".join(map(str, (ids == bad).nonzero()[0].tolist()))
+        raise RequestError(f"{name}[{where}] is {bad}; the vocabulary has ids 0 to {e.vocab - 1}")
     room = None if e.positions is None else e.positions - e.position_offset
-    if room is not None and ids.shape[1] > room:
-        raise RequestError(f"{name} has {ids.shape[1]} tokens; the model's position table ends at {room}")
+    if room is not None and ids.shape[-1] > room:
+        raise RequestError(f"{name} has {ids.shape[-1]} tokens; the model's position table ends at {room}")

@@ -20,7 +20,7 @@ def embed_tokens(e: Tokens, w: Weights, x: Tensor, positions: Tensor, types: Ten
     if not x.is_floating_point():
         x, scaled = F.embedding(x, w["tokens"]), False
     if e.scale != 1.0 and not scaled:
-        x = x * torch.tensor(e.scale, dtype=x.dtype, device=x.device)
+        x = x * (torch.tensor(e.scale, dtype=x.dtype, device=x.device) if e.scale_rounded else e.scale)
     if e.projection and e.projection.after == "tokens":
         x = ops.linear(x, _project(w))
     if e.types:

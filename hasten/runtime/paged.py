@@ -43,7 +43,6 @@ class Paged:
         self._turned: dict[Rope, Turn] = {}
         self._slopes: dict[tuple[Alibi, int, float], Tensor] = {}
         self._place()
-        self._slot = self._straight()
 
     def _place(self) -> None:
         """One transfer for everything integer: slots, starts, lengths and page tables."""
@@ -61,14 +60,6 @@ class Paged:
         counts = [len(slots), len(starts), len(lengths), len(tables)]
         self.slots, self.starts, self.lengths, tables_flat = flat.split(counts)
         self.tables = tables_flat.view(len(self.rows), most)  # (sequences, most pages)
-
-    def _straight(self) -> int | None:
-        """Where the newest token goes, if it is the only one and its sequence lies in one piece of the CPU's memory."""
-        row, pages = self.rows[0], self.rows[0].sequence.pages
-        alone = len(self.rows) == 1 and row.stop == row.start + 1 and self.positions.device.type == "cpu"
-        if not alone or pages != list(range(pages[0], pages[0] + len(pages))):
-            return None
-        return pages[0] * self.pools.page_size + row.start
 
     def turn(self, r: Rope) -> Turn:
         if r not in self._turned:
@@ -88,24 +79,11 @@ class Paged:
 
     def attend(self, i: int, a: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         keys, values = self.pools.layers[i]
-        if self._slot is not None and not isinstance(a.position, Alibi):
-            return self._attend_one(self._slot, keys, values, a, q, k, v, sinks)
         ops.write_pages(k, v, keys, values, self.slots)
         if isinstance(a.position, Alibi) and a.position.bf16:
             return self._attend_rounded(keys, values, a, a.position, q, sinks)
         slopes = self._slope(a.position, a) if isinstance(a.position, Alibi) else None
         return ops.attend_pages(q, keys, values, self.tables, self.starts, self.lengths, a, slopes, sinks)
-
-    def _attend_one(
-        self, slot: int, keys: Tensor, values: Tensor, a: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None
-    ) -> Tensor:
-        """One new token of one sequence, whose cache is a slice of the pools: what all of a chat on a CPU is made of."""
-        stop = slot + 1
-        first = stop - (self.rows[0].stop if a.window is None else min(self.rows[0].stop, a.window))
-        shape = 1, -1, a.kv_heads, a.head_dim
-        keys, values = keys.view(shape), values.view(shape)
-        keys[0, slot], values[0, slot] = k[0], v[0]
-        return ops.attend(q[None], keys[:, first:stop], values[:, first:stop], a, None, None, sinks)[0]
 
     def attend_memory(self, i: int, a: Attention, q: Tensor, make: KeysAndValues) -> Tensor:
         raise AssertionError("towers with cross attention are refused before they run")

@@ -72,6 +72,12 @@ MATTERS = frozenset(
         "enable_bias",
         "multi_query",
         "new_decoder_architecture",
+        "num_hidden_groups",
+        "inner_group_num",
+        "embedding_size",
+        "layer_scale_init_value",
+        "use_swiglu_ffn",
+        "use_task_id",
     ]
 )
 """Fields that change what a model computes. One of them present, switched on and never read is refused."""

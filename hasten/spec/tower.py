@@ -27,7 +27,8 @@ class Tokens:
     padding: int | None = None  # the id that "ids" does not count (RoBERTa)
     types: int = 0  # rows of the token type table
     norm: Norm | None = None
-    scale: float = 1.0  # multiplies the token's vector, rounded to the weight's dtype first
+    scale: float = 1.0  # multiplies the token's vector
+    scale_rounded: bool = False  # ... and is rounded to the vector's dtype first (Gemma)
     projection: Projection | None = None
 
 

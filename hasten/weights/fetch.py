@@ -73,6 +73,7 @@ def _misshapen(b: Binding, tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
+@torch.no_grad()
 def fetch(b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
     """The canonical tensor: the stored one itself where nothing has to be rearranged."""
     p, d = b.param, b.dialect
@@ -92,6 +93,7 @@ def fetch(b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([t.reshape(n, *p.columns) for t, n in zip(found, p.parts, strict=True)])
 
 
+@torch.no_grad()
 def stored(b: Binding, canonical: Tensor) -> list[Tensor]:
     """The stored tensors of a canonical one, in the order of `b.keys`: views of it wherever the layout allows."""
     p, d = b.param, b.dialect

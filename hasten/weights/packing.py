@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -27,21 +28,39 @@ def _same(t: Tensor, sizes: Sequence[int], unit: int) -> Tensor:
 
 
 def _ungroup(t: Tensor, sizes: Sequence[int], unit: int) -> Tensor:
-    # group by group: its share of every part, in units; groups are the units of the last part
     groups = sizes[-1] // unit
     if groups == 1:
         return t
-    rows = t.reshape(groups, -1, unit, *t.shape[1:])
-    shares = [s // unit // groups for s in sizes]
-    return torch.cat([p.reshape(-1, *t.shape[1:]) for p in rows.split(shares, 1)])
+    canonical = t.new_empty(t.shape)
+    for part, share in zip(_slices(canonical, sizes, 0), _shares(t, sizes, unit), strict=True):
+        part.view(share.shape).copy_(share)
+    return canonical
 
 
 def _group(t: Tensor, sizes: Sequence[int], unit: int) -> Tensor:
     groups = sizes[-1] // unit
     if groups == 1:
         return t
-    parts = [p.reshape(groups, -1, unit, *t.shape[1:]) for p in t.split(list(sizes))]
-    return torch.cat(parts, 1).reshape(t.shape)
+    stored = t.new_empty(t.shape)
+    for part, share in zip(_slices(t, sizes, 0), _shares(stored, sizes, unit), strict=True):
+        share.copy_(part.reshape(share.shape))
+    return stored
+
+
+def _shares(stored: Tensor, sizes: Sequence[int], unit: int) -> Sequence[Tensor]:
+    """Views of each part's rows in rows that go group by group: (groups, the part's units in a group, unit, ...).
+
+    There are as many groups as the last part has units.
+    """
+    groups = sizes[-1] // unit
+    rows = stored.reshape(groups, -1, unit, *stored.shape[1:])
+    return _slices(rows, [s // unit // groups for s in sizes], 1)
+
+
+def _slices(t: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+    """What `split` gives, as views that autograd lets one write into."""
+    ends = list(accumulate(sizes))
+    return [t.narrow(axis, end - size, size) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _unstride(t: Tensor, sizes: Sequence[int], unit: int) -> Tensor:

@@ -11,7 +11,8 @@ import transformers as T
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hasten.errors import UnsupportedModel
+import hasten
+from hasten.errors import RequestError, UnsupportedModel
 from hasten.inject.attach import attach
 from hasten.inject.backbone import Backbone
 from tests.families.parity import same
@@ -89,6 +90,18 @@ def test_heads_over_texts(name: str) -> None:
 
 def _same_at_real_tokens(ours: Any, theirs: Any, mask: Tensor) -> None:
     same(ours, theirs, mask.flatten(0, -2).bool())
+
+
+def test_multiple_choices_go_through_the_engine() -> None:
+    model = build(Tiny(lambda: T.BertForMultipleChoice(T.BertConfig(**BASE)), "encoder"))
+    ids = torch.randint(3, 64, (2, 3, 5))
+    with torch.no_grad():
+        want = model(ids)
+        engine = hasten.init_inference(model)
+        same(engine(ids), want)
+        ids[1, 2, 4] = 67
+        with pytest.raises(RequestError, match=r"input_ids\[1, 2, 4\] is 67"):
+            engine(ids)
 
 
 @pytest.mark.parametrize("name", VISION)

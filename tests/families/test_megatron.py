@@ -20,6 +20,7 @@ from tests.tiny.megatron import (
     WIDTH,
     BertModel,
     Era,
+    Float16Module,
     GPTModel,
     ParallelTransformerLayer,
     build_megatron,
@@ -70,6 +71,15 @@ def test_gpt_gives_the_logits_and_losses_it_gave(era: Era) -> None:
 
 
 @torch.no_grad()
+def test_a_model_inside_float16module_is_found() -> None:
+    theirs = Float16Module(build_megatron(GPTModel, Era())).eval()
+    ours, backbone = fused(theirs, "megatron_gpt")
+    inputs = text()
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs), **CLOSE)
+    assert (backbone.path, backbone.calls) == ("module.language_model", 1)
+
+
+@torch.no_grad()
 def test_a_mask_that_resets_at_the_end_of_a_document_is_obeyed() -> None:
     theirs = build_megatron(GPTModel, Era())
     ours, _ = fused(theirs, "megatron_gpt")
@@ -115,7 +125,8 @@ def test_the_policy_of_deepspeed_chooses_the_order_of_the_rows(kind: str, versio
 def test_the_wrong_order_of_rows_gives_something_else() -> None:
     theirs = build_megatron(GPTModel, Era(1))
     ours, _ = fused(theirs, "megatron_gpt")
-    assert (ours(*text()) - theirs(*text())).abs().max() > 0.01
+    inputs = text()
+    assert (ours(*inputs) - theirs(*inputs)).abs().max() > 0.01
 
 
 @eras
@@ -177,6 +188,7 @@ def test_half_precision_errs_no_more_than_the_models_own() -> None:
         ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
         ({"tensor_model_parallel_size": 2}, "tensor_model_parallel_size"),
         ({"num_attention_heads": None}, "num_attention_heads"),
+        ({"num_experts": [4]}, "num_experts"),
     ],
     ids=str,
 )

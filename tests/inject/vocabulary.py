@@ -17,7 +17,11 @@ MARKS = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "mask": "[MASK]", "unk"
 
 
 def words(
-    *, order: Sequence[str] = ("pad", "bos", "eos", "mask", "unk"), frame: str = "$A", pair: str = "$A $B:1", side: str = "right"
+    *,
+    order: Sequence[str] = ("pad", "bos", "eos", "mask", "unk"),
+    frame: str = "$A",
+    pair: str = "$A $B:1",
+    side: str = "right",
 ) -> PreTrainedTokenizerFast:
     """A word a token. `order`: the marks with the lowest ids; `frame` and `pair`: where they stand around texts."""
     vocabulary = [MARKS[m] for m in order] + list(dict.fromkeys(TEXT.split()))
@@ -33,9 +37,7 @@ def words(
     return _finish(t, side)
 
 
-def bert(
-    order: Sequence[str] = ("pad", "bos", "eos", "mask", "unk"), *, typed: bool = True
-) -> PreTrainedTokenizerFast:
+def bert(order: Sequence[str] = ("pad", "bos", "eos", "mask", "unk"), *, typed: bool = True) -> PreTrainedTokenizerFast:
     """Texts between marks, as encoders read them; `typed`: with token_type_ids."""
     t = words(order=order, frame="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1")
     if typed:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from hasten.model import Dense, Transformer
+from hasten.ops import rope_table
 from hasten.runtime import Generator, Sampling
+from hasten.runtime.paged import Turns
 from hasten.runtime.pages import Pages
 from hasten.runtime.request import Request
 from hasten.runtime.runner import Runner
 from hasten.runtime.scheduler import Row, Scheduler, Sequence
-from hasten.spec import Alibi, LongRope
+from hasten.spec import Alibi, LongRope, Rope
 from tests.runtime.models import theirs, transformer
 from tests.tiny import TINY, Tiny, build
 
@@ -82,6 +84,14 @@ def whole(t: Transformer, tokens: list[int]) -> torch.Tensor:
     positions = torch.arange(len(tokens))[None]
     x = t.blocks(t.embed(torch.tensor([tokens]), positions), Dense(positions))
     return t.logits(t.finish(x))[0, -1].log_softmax(-1)
+
+
+def test_kept_tables_of_angles_grow_with_the_positions_asked_for() -> None:
+    r, turns = Rope(6, 10000.0, "halves"), Turns()
+    for highest in (0, 63, 127, 128, 255, 256, 1000, 5):
+        positions = torch.tensor([highest, 0, highest // 2])
+        for got, want in zip(turns.at(r, positions, highest), rope_table(r, positions, 0), strict=True):
+            assert torch.equal(got, want)
 
 
 SCALING = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 5.0, 7.0]}

@@ -213,6 +213,17 @@ class BertModel(nn.Module):
         return F.linear(x, self.language_model.embedding.word_embeddings.weight), self.binary_head(pooled)
 
 
+class Float16Module(nn.Module):
+    """What Megatron-LM wraps around a model in half precision: logits come back in float32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, **more: Any) -> Tensor:
+        return self.module(*inputs, **more).float()
+
+
 def build_megatron(kind: type[GPTModel] | type[BertModel], era: Era, **more: Any) -> Any:
     """The same model at every call, no bias zero and no norm the identity."""
     torch.manual_seed(0)

@@ -64,6 +64,14 @@ def count_positions(e: Tokens, x: Tensor, seen: Tensor | None, past: int) -> Ten
     return torch.arange(past, past + tokens, device=x.device)[None]
 
 
+def packed(a: Arguments) -> bool:
+    """Whether a row's position_ids jump in a call without mask and cache: most models then see several texts in it."""
+    positions = a.get("position_ids")
+    if positions is None or a.get("attention_mask") is not None or a.get("past_key_values") is not None:
+        return False
+    return a.get("use_cache") is not True and bool((positions.diff(dim=-1) != 1).any())
+
+
 def split_mask(mask: Any, past: int, tokens: int) -> tuple[Tensor | None, dict[bool, Tensor | None] | None]:
     """A caller's attention_mask as (what is no padding, (batch, past + tokens)) and ready masks by window or not."""
     if mask is None:

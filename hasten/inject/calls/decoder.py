@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.calls.call import (
+    COMMON,
+    Call,
+    count_positions,
+    default,
+    give,
+    inputs,
+    packed,
+    run_blocks,
+    split_mask,
+)
 from hasten.inject.hf_cache import HfStore, length
 from hasten.model import Dense
 from hasten.spec import Tokens
@@ -48,6 +58,8 @@ def run(b: Backbone, a: Arguments) -> Any:
 def unfit(a: Arguments) -> str | None:
     if getattr(a.get("input_ids"), "ndim", 2) > 2:  # families disagree on the shape of the answer
         return "input_ids have more than two axes"
+    if packed(a):
+        return "position_ids jump within a row"
     cache = a.get("past_key_values")
     return None if cache is None or isinstance(cache, Cache) else f"past_key_values is a {type(cache).__name__}"
 

@@ -8,7 +8,17 @@ import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
-from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.calls.call import (
+    COMMON,
+    Call,
+    count_positions,
+    default,
+    give,
+    inputs,
+    packed,
+    run_blocks,
+    split_mask,
+)
 from hasten.inject.hf_cache import HfStore, length
 from hasten.model import Dense
 from hasten.spec import Frames, Tokens
@@ -70,6 +80,8 @@ def unfit_for_decode(a: Arguments) -> str | None:
     cache, mask = a.get("past_key_values"), a.get("encoder_attention_mask")
     if a.get("encoder_hidden_states") is None:
         return "no encoder_hidden_states were given"
+    if packed(a):
+        return "position_ids jump within a row"
     if cache is not None and not isinstance(cache, EncoderDecoderCache):
         return f"past_key_values is a {type(cache).__name__}"
     return None if mask is None or mask.ndim == 2 else "encoder_attention_mask is not (batch, tokens)"
