@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hasten.cli.load import torch_dtype
+from hasten.cli.load import check_output, torch_dtype
 from hasten.errors import ConfigError
 
 DEFAULT = ("gpt2:fp32", "gpt2:bf16", "bert-base:fp32", "bert-base:bf16", "minilm:fp32")
@@ -77,6 +77,4 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, n) is not None and getattr(args, n) < 1:
             raise ConfigError(f"--{n} must be at least 1, got {getattr(args, n)}")
     for n in ("json", "markdown", "plot"):
-        file = getattr(args, n)
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise ConfigError(f"--{n} {file}: {'is a folder' if file.is_dir() else f'there is no folder {file.parent}'}")
+        check_output(f"--{n}", getattr(args, n))

@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from hasten.cli.load import add_model, load_model
+from hasten.cli.load import add_model, check_output, load_model
+from hasten.errors import ConfigError
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
@@ -22,6 +23,9 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import hasten
 
+    check_output("--json", args.json)
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2^63 - 1, got {args.seed}")
     engine = hasten.init_inference(load_model(args.model, args.dtype), device=args.device, certify={"seed": args.seed})
     certificate = engine.certificate
     assert certificate is not None

@@ -63,7 +63,9 @@ def load_model(path: str, dtype: str | None, *, auto: str | None = None) -> Any:
         model, found = cls.from_pretrained(path, config=config, dtype=wanted, output_loading_info=True)
     missing = sorted(found["missing_keys"])
     if auto and missing:
-        raise ConfigError(f"{path}: the files lack {len(missing)} tensors of {type(model).__name__}, {missing[0]} first")
+        raise ConfigError(
+            f"{path}: the files lack {len(missing)} tensors of {type(model).__name__}, {missing[0]} first"
+        )
     return model.eval()
 
 
@@ -73,7 +75,17 @@ def load_tokenizer(path: str) -> Any:
 
     quiet()
     with telling(f"{path}: no usable tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes an empty one where there is no file
+        raise ConfigError(f"{path}: no usable tokenizer: it has no vocabulary")
+    return tokenizer
+
+
+def check_output(flag: str, file: Path | None) -> None:
+    """ConfigError for a file that could not be written, before any work is done for it."""
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        why = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"{flag} {file}: {why}")
 
 
 def quiet() -> None:

@@ -91,5 +91,7 @@ FAMILIES: dict[str, Family] = {
     "marian": _family(Kin("post", embed_norm=False, final_norm=False, spare=0), "OPUS-MT"),
     "pegasus": _family(Kin("pre", embed_norm=False, final_norm=True, spare=0), "Pegasus"),
     "blenderbot": _family(Kin("pre", embed_norm=False, final_norm=True, spare=0), "Blenderbot"),
-    "m2m_100": _family(Kin("pre", embed_norm=False, final_norm=True, spare=2, counted="ids"), "M2M-100, NLLB", SINUSOIDS),
+    "m2m_100": _family(
+        Kin("pre", embed_norm=False, final_norm=True, spare=2, counted="ids"), "M2M-100, NLLB", SINUSOIDS
+    ),
 }

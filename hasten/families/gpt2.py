@@ -45,4 +45,6 @@ def gpt2(c: Config) -> Tower:
     return Tower(width, embed, tuple(map(block, range(c.take("n_layer")))), n, head)
 
 
-FAMILIES: dict[str, Family] = {"gpt2": one(gpt2, GPT2, seam=Seam("decoder"), classes="GPT-2, DistilGPT-2, Cerebras-GPT")}
+FAMILIES: dict[str, Family] = {
+    "gpt2": one(gpt2, GPT2, seam=Seam("decoder"), classes="GPT-2, DistilGPT-2, Cerebras-GPT"),
+}

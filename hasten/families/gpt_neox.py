@@ -22,7 +22,8 @@ DIALECTS = [Dialect(f"gpt_neox/{h}", "layers.{i}.", SLOTS | {"head": f"/{h}"}) f
 
 
 def gpt_neox(c: Config) -> Tower:
-    n, width, heads = Norm("layer", c.take("layer_norm_eps"), bias=True), c.take("hidden_size"), c.take("num_attention_heads")
+    width, heads = c.take("hidden_size"), c.take("num_attention_heads")
+    n = Norm("layer", c.take("layer_norm_eps"), bias=True)
     d = width // heads
     bias = "qkvo" if c.default("attention_bias", True) else ""
     a = Attention(heads, heads, d, d**-0.5, causal=True, bias=bias, position=rope(c, d, share=0.25))

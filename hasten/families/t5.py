@@ -42,7 +42,8 @@ def _dialects(side: str, feed: int) -> tuple[Dialect, ...]:
 def t5(c: Config) -> Mapping[str, Tower]:
     for name in ("tie_word_embeddings", "scale_decoder_outputs", "is_decoder", "add_cross_attention"):
         c.default(name, None)  # the head stays the model's own; its two sides say what the rest says
-    n, width, heads, d = Norm("rms", c.take("layer_norm_epsilon")), c.take("d_model"), c.take("num_heads"), c.take("d_kv")
+    width, heads, d = c.take("d_model"), c.take("num_heads"), c.take("d_kv")
+    n = Norm("rms", c.take("layer_norm_epsilon"))
     mlp = Mlp(c.take("d_ff"), c.choose("dense_act_fn", ACT), gated=bool(c.take("is_gated_act")), bias=False)
     count, most = c.take("relative_attention_num_buckets"), c.take("relative_attention_max_distance")
 

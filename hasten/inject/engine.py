@@ -191,12 +191,12 @@ class InferenceEngine(nn.Module):
             raise RequestError("this engine is over: revert() or destroy() was called; use the model itself")
 
     def _to_eval(self) -> None:
-        dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self._trained)
+        dropout = " with dropout" if any(isinstance(m, nn.Dropout) and m.p > 0 for m in self._trained) else ""
         if self._trained:
             self.module.eval()
             self.notes.append(
-                f"{len(self._trained)} modules were in training mode{' with dropout' if dropout else ''}; the model has "
-                "been put into eval, and revert() puts it back"
+                f"{len(self._trained)} modules were in training mode{dropout}; the model has been put into eval, and "
+                "revert() puts it back"
             )
 
     def _to_train(self) -> None:

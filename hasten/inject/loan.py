@@ -1,8 +1,8 @@
 """Canonical weights borrowed from a live model: one copy in memory, seen by both.
 
 Where the canonical tensor's memory also spells the stored layout, the live parameter becomes a view of it. Where it
-does not (rows interleaved head by head), the live parameter is emptied, and filled again from the canonical tensor whenever
-somebody needs it: `state_dict`, the model's own forward, `give_back`.
+does not (rows interleaved head by head), the live parameter is emptied, and filled again from the canonical tensor
+whenever somebody needs it: `state_dict`, the model's own forward, `give_back`.
 """
 
 from __future__ import annotations

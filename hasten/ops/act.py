@@ -35,6 +35,7 @@ GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "clamped_swiglu": clamped_swiglu,
 }
 
+
 @op
 def act(x: Tensor, kind: str) -> Tensor:
     """ACTS[kind] of every element."""

@@ -110,7 +110,9 @@ def test_a_repetition_penalty_is_transformers_own(command: Any, gpt2: Path) -> N
     assert r.out.rstrip("\n") == want.rstrip("\ufffd\n")
 
 
-@pytest.mark.parametrize("flags", [("--fp16",), ("--dtype", "fp16"), ("--fp16", "--dtype", "fp16"), ("--dtype", "bf16")])
+@pytest.mark.parametrize(
+    "flags", [("--fp16",), ("--dtype", "fp16"), ("--fp16", "--dtype", "fp16"), ("--dtype", "bf16")]
+)
 def test_half_precision(command: Any, gpt2: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     import hasten
 
