@@ -10,7 +10,7 @@ to the model's own forward. Either is said in the certificate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,17 +107,34 @@ def certify(
     given = dict(inputs) if inputs is not None else probe(engine.module, engine.backbones, seed)
     with torch.inference_mode():
         watches = [Watch(b, factor, _seen(b, given)) for b in engine.backbones]
+        with _watching(watches, bypass=True):
+            call, original = _original(engine, given, inputs is None)
         with _watching(watches):
-            fused = _first(engine.module(**given, **_no_cache(engine)))
+            fused = call()
         if any(w.fallen for w in watches):  # what the fallen blocks give now
             with _watching(watches, measure=False):
-                fused = _first(engine.module(**given, **_no_cache(engine)))
-        with _watching(watches, bypass=True):
-            original = _first(engine.module(**given, **_no_cache(engine)))
+                fused = call()
         outputs = tuple(w.output() for w in watches if w.truth is not None)
         if any(o.gave_way for o in outputs):
-            fused = _first(engine.module(**given, **_no_cache(engine)))
+            fused = call()
         return _certificate(engine, watches, outputs, fused, original)
+
+
+def _original(
+    engine: InferenceEngine, given: Mapping[str, Tensor], random: bool
+) -> tuple[Callable[[], Tensor], Tensor]:
+    """What to call, and the first output of it by the model's own forward.
+
+    It is the whole model; its backbone where the model wants more than random inputs can be (choices, spans, labels).
+    """
+    options = _no_cache(engine)
+    try:
+        return (lambda: _first(engine.module(**given, **options))), _first(engine.module(**given, **options))
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        if not random or len(engine.backbones) > 1:
+            raise
+    backbone = engine.backbones[0].module
+    return (lambda: _first(backbone(**given, **options))), _first(backbone(**given, **options))
 
 
 def settings(asked: bool | Mapping[str, Any]) -> dict[str, Any] | None:

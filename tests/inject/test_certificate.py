@@ -86,6 +86,16 @@ def test_the_users_own_inputs_are_the_probe() -> None:
     assert engine.certificate.passed
 
 
+def test_a_model_that_wants_more_than_tokens_is_certified_at_its_backbone() -> None:
+    import transformers
+
+    shape = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    model = transformers.BertForMultipleChoice(transformers.BertConfig(vocab_size=67, **shape)).eval()
+    engine = hasten.init_inference(model, certify=True)
+    assert engine.certificate is not None
+    assert engine.certificate.passed
+
+
 def test_a_certificate_is_plain_values_for_json() -> None:
     import json
 
