@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 for a result that is bad news, 2 for input that cannot be used, told in one line."""
     args = parser().parse_args(argv)
     try:
-        return args.run(args)
-    except BrokenPipeError:
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush at exit fails again
         return 0
     except (HastenError, OSError) as e:
         print(f"hasten: {_one_line(e)}", file=sys.stderr)

@@ -69,6 +69,6 @@ def _device(model: nn.Module, options: Options) -> torch.device | None:
         raise ConfigError(f"{type(model).__name__} has no parameters")
     if options.device is not None:
         return options.device
-    if here.type == "cpu" and torch.cuda.is_available():
+    if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
         return torch.device("cuda", torch.cuda.current_device())
     return None

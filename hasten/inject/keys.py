@@ -134,9 +134,8 @@ KEYS: tuple[Key, ...] = (
     Key("set_empty_params", FLAG, False, "needless",
         "weights are taken over from the live model one tensor at a time, so no second set is ever allocated",
     ),
-    Key("keep_module_on_host", FLAG, False, "needless",
-        "the model stays on the device where it is unless `device` is given; True together with a `device` other than"
-        " the CPU is an error",
+    Key("keep_module_on_host", FLAG, False, "works",
+        "True: the model stays on the CPU even where there is a GPU; an error together with another `device`.",
     ),
     Key("zero", MAPPING, {}, "needless",
         "inference has no optimizer state to partition; DeepSpeed's engine does not use it either",
@@ -218,7 +217,7 @@ KEYS: tuple[Key, ...] = (
         "True: PEFT adapters are merged into the weights before the model is fused; a wrapped model is refused "
         "otherwise.",
     ),
-    Key("device", DEVICE, None, "works", "Where the model runs. Not given: where it is."),
+    Key("device", DEVICE, None, "works", "Where the model runs. Not given: on the GPU it is on, or the current one; where it is if there is none."),
     Key("backend", NAME, None, "works",
         "The one op backend to use, such as 'reference', instead of the fastest that accepts each call.",
     ),

@@ -33,6 +33,7 @@ class Options:
     max_out_tokens: int | None = None
     min_out_tokens: int = 1
     enable_cuda_graph: bool | None = None
+    keep_module_on_host: bool = False
     triangular_masking: bool | None = None
     certify: bool | Mapping[str, Any] = False
     keep_originals: bool = False

@@ -197,8 +197,8 @@ def test_a_process_of_its_own_ends_with_two(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
-    """`hasten models | head -1`."""
-    shell = f"{sys.executable} -m hasten.cli models | head -1; exit ${{PIPESTATUS[0]}}"
+    """As in `hasten models | head -1`, only that the reader is gone for sure."""
+    shell = f"{sys.executable} -m hasten.cli models | true; exit ${{PIPESTATUS[0]}}"
     r = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=300, check=False)
     assert r.stderr == ""
     assert r.returncode == 0
