@@ -90,6 +90,15 @@ def test_an_absent_bias_is_zero() -> None:
     assert torch.equal(bias[18:], tensors["blocks.0.a.v.bias"])
 
 
+def test_transposed_slots_lie_with_their_columns_first_and_others_do_not() -> None:
+    t = tower(biased("qkv"))
+    weights = canonical(t)
+    tensors = write(t, DIALECTS["transposed"], weights)
+    assert torch.equal(tensors["blocks.0.a.qkv.weight"], weights["blocks.0.qkv.weight"].T)
+    assert torch.equal(tensors["blocks.0.a.qkv.bias"], weights["blocks.0.qkv.bias"])
+    assert torch.equal(tensors["embed.weight"], weights["tokens"])
+
+
 def test_what_need_not_be_rearranged_is_not_copied() -> None:
     t = tower()
     tensors = write(t, FUSED, canonical(t))
