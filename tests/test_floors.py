@@ -29,6 +29,7 @@ FLOORS: dict[str, set[str]] = {
     "server": {"runtime"},
     "hasten": {"inject"},
     "cli": EVERYTHING,
+    "__main__": EVERYTHING,
     "bench": EVERYTHING,
     "demo": EVERYTHING,
 }

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from hasten.cli.load import add_model, load_config, load_model, load_tokenizer, read_prompts
+from hasten.cli.load import add_model, load_config, load_model, load_tokenizer, read_prompts, torch_dtype
 from hasten.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         stop=tuple(args.stop),
         n=args.num_samples,
     )
-    if args.fp16 and args.dtype not in (None, "fp16"):
+    if args.fp16 and torch_dtype(args.dtype) not in (None, torch_dtype("fp16")):
         raise ConfigError(f"--fp16 contradicts --dtype {args.dtype}")
     prompts = _prompts(args)
     kind = load_config(args.model).model_type
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     engine = hasten.init_inference(model, device=args.device)
     if args.explain:
         print(engine.explain(), file=sys.stderr)
-    _speak(engine, tokenizer, prompts, how)
-    return 0
+    return 0 if _speak(engine, tokenizer, prompts, how) else 1
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
@@ -78,10 +77,14 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     return [text]
 
 
-def _speak(engine: Any, tokenizer: Any, prompts: list[str], how: Any) -> None:
-    """A single completion as it comes, several each when it is done; the speed on standard error."""
+def _speak(engine: Any, tokenizer: Any, prompts: list[str], how: Any) -> bool:
+    """A single completion as it comes, several each when it is done; the speed on standard error.
+
+    False if a prompt was rejected.
+    """
     alone, count, start = len(prompts) * how.n == 1, 0, time.perf_counter()
     texts: dict[tuple[int, int], list[str]] = {}
+    rejected = False
     if alone:
         print(prompts[0], end="", flush=True)
     with _progress(alone, len(prompts) * how.n * how.max_new_tokens) as bar:
@@ -96,10 +99,12 @@ def _speak(engine: Any, tokenizer: Any, prompts: list[str], how: Any) -> None:
                     f"[{event.index}.{event.sample}] {prompts[event.index]}{''.join(texts[event.index, event.sample])}"
                 )
             if event.error:
+                rejected = True
                 bar.write(f"hasten: prompt {event.index}: {event.error}", file=sys.stderr)
     took = time.perf_counter() - start
     print(f"{chr(10) if alone else ''}", end="", flush=True)
     print(f"{count} tokens in {took:.2f} s: {count / took:.1f} tokens/s", file=sys.stderr)
+    return not rejected
 
 
 def _progress(hidden: bool, total: int) -> Any:

@@ -22,6 +22,7 @@ from hasten import ops
 from hasten.errors import ConfigError
 from hasten.inject.backbone import Backbone
 from hasten.inject.probe import probe
+from hasten.inject.requests import check_tensors
 from hasten.model.block import block
 from hasten.model.context import Dense
 from hasten.model.layer import layer
@@ -105,6 +106,7 @@ def certify(
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
         raise ConfigError(f"certify: factor must be positive, got {factor!r}")
     given = dict(inputs) if inputs is not None else probe(engine.module, engine.backbones, seed)
+    check_tensors(given, engine.backbones)
     with torch.inference_mode():
         watches = [Watch(b, factor, _seen(b, given)) for b in engine.backbones]
         with _watching(watches, bypass=True):

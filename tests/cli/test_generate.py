@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_a_repetition_penalty_is_transformers_own(command: Any, gpt2: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "flags", [("--fp16",), ("--dtype", "fp16"), ("--fp16", "--dtype", "fp16"), ("--dtype", "bf16")]
+    "flags", [("--fp16",), ("--dtype", "fp16"), ("--fp16", "--dtype", "half"), ("--dtype", "bf16")]
 )
 def test_half_precision(command: Any, gpt2: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     import hasten
@@ -143,6 +144,18 @@ def test_decisions_are_explained_on_stderr(command: Any, gpt2: Path) -> None:
     assert "gpt2" in r.err
     assert "3 blocks" in r.err
     assert "blocks" not in r.out
+
+
+def test_a_prompt_that_memory_cannot_hold_is_bad_news(
+    command: Any, gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.inject import engine
+
+    monkeypatch.setattr(engine, "Generator", partial(engine.Generator, memory_limit=2**15))  # two pages of 16 tokens
+    r = command("generate", PROMPT, f"{PROMPT} looked at the sea and said", "--model", gpt2, "--max_new_tokens", 20)
+    assert r.status == 1
+    assert f"[0.0] {theirs(gpt2, PROMPT, 20)}".rstrip("\ufffd") in r.out
+    assert r.err.startswith("hasten: prompt 1: ")
 
 
 def test_a_process_of_its_own(gpt2: Path) -> None:

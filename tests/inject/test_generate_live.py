@@ -51,13 +51,7 @@ class Until(T.StoppingCriteria):
 VARIANTS: dict[str, dict[str, Any]] = {
     "several sequences, sampled": SAMPLED | {"num_return_sequences": 3},
     "several sequences, beams": GREEDY | {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.7},
-    "beams that stop early": {
-        "do_sample": False,
-        "num_beams": 3,
-        "early_stopping": True,
-        "max_new_tokens": 12,
-        "pad_token_id": 0,
-    },
+    "beams that stop early": GREEDY | {"num_beams": 3, "early_stopping": True, "min_new_tokens": None},
     "beams, sampled": SAMPLED | {"num_beams": 3},
     "penalties": GREEDY | {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.1},
     "forbidden words": GREEDY | {"bad_words_ids": [[5], [6, 7]], "suppress_tokens": [12, 13]},

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import hasten
-from tests.inject.vocabulary import SIZE, bert, bytes_and_merges, words
-from tests.tiny.decoders import GPT, WIDE
+from tests.inject.vocabulary import bert, bytes_and_merges, words
+from tests.tiny.decoders import GPT, WIDE, bloom
 from tests.tiny.encoders import BASE, DISTIL, TEXT
 from tests.tiny.images import BASE as IMAGE
 from tests.tiny.images import DINO
@@ -143,12 +143,7 @@ CASES = {
     "text-generation, beams": Case("text-generation", llama(), left, call=BEAMS),
     "text-generation, sampled": Case("text-generation", llama(), left, call=SAMPLED | {"num_return_sequences": 2}),
     "text-generation, new text alone": Case("text-generation", gpt2(), left, call=GREEDY | {"return_full_text": False}),
-    "text-generation, tokens": Case(
-        "text-generation",
-        lambda: T.BloomForCausalLM(T.BloomConfig(hidden_size=48, n_layer=3, n_head=6, vocab_size=SIZE, pad_token_id=0)),
-        left,
-        call=GREEDY | {"return_tensors": True},
-    ),
+    "text-generation, tokens": Case("text-generation", bloom, left, call=GREEDY | {"return_tensors": True}),
     "text2text-generation": Case(
         "text2text-generation", lambda: T.T5ForConditionalGeneration(T.T5Config(**T5)), ending, call=GREEDY, served=2
     ),
