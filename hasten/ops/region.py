@@ -33,18 +33,21 @@ def qkv(
     y = linear(x if before is None else norm(x, before), m)
     if a.clip is not None:
         y = y.clamp(-a.clip, a.clip)
-    q, k, v = y.split((a.q_width, a.kv_width, a.kv_width), -1)
-    q, k = (_heads(part, a, n) for part, n in ((q, q_norm), (k, k_norm)))
+    q, k = _heads(y, 0, a.heads, a, q_norm), _heads(y, a.q_width, a.kv_heads, a, k_norm)
+    v = _heads(y, a.q_width + a.kv_width, a.kv_heads, a, None)
     if turn is not None and isinstance(a.position, Rope):
         q, k = (rope(part, *turn, a.position) for part in (q, k))
-    return q, k, v.unflatten(-1, (-1, a.head_dim))
+    return q, k, v
 
 
-def _heads(y: Tensor, a: Attention, n: NormLayer | None) -> Tensor:
-    if n is not None and a.qk_norm_span == "width":
-        y = norm(y, n)
-    y = y.unflatten(-1, (-1, a.head_dim))
-    return norm(y, n) if n is not None and a.qk_norm_span != "width" else y
+def _heads(y: Tensor, first: int, heads: int, a: Attention, n: NormLayer | None) -> Tensor:
+    """(..., heads, head_dim) from column `first` of y on, normalised; narrow and view cost least for one token."""
+    part, shape = y.narrow(-1, first, heads * a.head_dim), (*y.shape[:-1], heads, a.head_dim)
+    if n is None:
+        return part.view(shape)
+    if a.qk_norm_span == "width":
+        return norm(part, n).view(shape)
+    return norm(part.view(shape), n)
 
 
 @op

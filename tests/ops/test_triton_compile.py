@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
-pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).parents[2] / "docs/kernels.md"
 SHARED = 227 * 1024  # bytes that one block may have on Hopper
