@@ -68,7 +68,7 @@ def main() -> None:
     model, tokenizer = load(out)
     heldout = evaluate(model, tokenizer, [json.loads(line)["text"] for line in (work / "heldout.jsonl").open()])
     manifest = json.loads((work / "manifest.json").read_text())
-    card = describe(model, state["progress"], manifest, heldout, samples(model, tokenizer), arguments.hardware)
+    card = describe(model, plan, state["progress"], manifest, heldout, samples(model, tokenizer), arguments.hardware)
     (out / "README.md").write_text(card)
     (out / "data.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -127,6 +127,7 @@ def samples(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list
 
 def describe(
     model: LlamaForCausalLM,
+    plan: Plan,
     progress: dict[str, float],
     manifest: list[dict[str, object]],
     heldout: HeldOut,
@@ -146,9 +147,19 @@ def describe(
         steps=progress["step"],
         minutes=f"{progress['seconds'] / 60:.0f}",
         hardware=hardware,
+        growth=_growth(plan),
         sources="\n".join(_row(source) for source in manifest),
         train_words=f"{sum(source['words']['train'] for source in manifest) / 1e6:.1f} million",
         samples="\n\n".join("> " + re.sub(r"\n+", "\n>\n> ", text) for text in texts),
+    )
+
+
+def _growth(plan: Plan) -> str:
+    if plan.layers == plan.grown:
+        return ""
+    return (
+        f"Training began with {plan.layers} layers; after {plan.grow_at:.0%} of the budget copies of them that changed nothing "
+        f"at first were put behind each, {plan.grown} in all."
     )
 
 

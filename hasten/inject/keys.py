@@ -217,7 +217,9 @@ KEYS: tuple[Key, ...] = (
         "True: PEFT adapters are merged into the weights before the model is fused; a wrapped model is refused "
         "otherwise.",
     ),
-    Key("device", DEVICE, None, "works", "Where the model runs. Not given: on the GPU it is on, or the current one; where it is if there is none."),
+    Key("device", DEVICE, None, "works",
+        "Where the model runs. Not given: on the GPU it is on, or the current one; where it is if there is none.",
+    ),
     Key("backend", NAME, None, "works",
         "The one op backend to use, such as 'reference', instead of the fastest that accepts each call.",
     ),

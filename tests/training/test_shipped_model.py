@@ -17,8 +17,9 @@ import hasten
 
 FOLDER = Path(hasten.__file__).parent / "demo" / "model"
 TEXT = (
-    "The old king did not know what to do. He called his men to him and said that the enemy would come before the "
-    "night was over, and that they must be ready to fight. Then he went out of the hall, and they saw that he was afraid."
+    "The old king did not know what to do. He called his men to him and said that the enemy would come "
+    "before the night was over, and that they must be ready to fight. Then he went out of the hall, and "
+    "they saw that he was afraid."
 )
 
 
