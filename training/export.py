@@ -54,12 +54,25 @@ class HeldOut:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the card says of the run; the note is for what no other training has."""
+
+    plan: Plan
+    tokens: int
+    step: int
+    seconds: float
+    hardware: str
+    note: str
+
+
 def main() -> None:
     """Export, then measure and sample what was exported, as plain transformers loads it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training/build"))
     parser.add_argument("--out", type=Path, default=Path("hasten/demo/model"))
     parser.add_argument("--hardware", default="not recorded", help="what the card says it was trained on")
+    parser.add_argument("--note", default="", help="what else the card says of this training")
     arguments = parser.parse_args()
     work, out = arguments.work, arguments.out
     state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -68,8 +81,10 @@ def main() -> None:
     model, tokenizer = load(out)
     heldout = evaluate(model, tokenizer, [json.loads(line)["text"] for line in (work / "heldout.jsonl").open()])
     manifest = json.loads((work / "manifest.json").read_text())
-    card = describe(model, plan, state["progress"], manifest, heldout, samples(model, tokenizer), arguments.hardware)
-    (out / "README.md").write_text(card)
+    progress = {name: state["progress"][name] for name in ("tokens", "step", "seconds")}
+    training = Training(plan, **progress, hardware=arguments.hardware, note=arguments.note)
+    (out / "README.md").write_text(describe(model, training, manifest, heldout, samples(model, tokenizer)))
+    shutil.copy(work / "log.json", out / "training.json")
     (out / "data.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -127,12 +142,10 @@ def samples(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list
 
 def describe(
     model: LlamaForCausalLM,
-    plan: Plan,
-    progress: dict[str, float],
+    training: Training,
     manifest: list[dict[str, object]],
     heldout: HeldOut,
     texts: list[str],
-    hardware: str,
 ) -> str:
     """The model card."""
     template = Template((Path(__file__).parent / "card.md").read_text())
@@ -143,11 +156,12 @@ def describe(
         shape=f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads, "
         f"{config.num_key_value_heads} key-value heads, feed-forward {config.intermediate_size}, "
         f"vocabulary {config.vocab_size}, context {config.max_position_embeddings}",
-        trained=f"{progress['tokens'] / 1e6:.1f} million",
-        steps=progress["step"],
-        minutes=f"{progress['seconds'] / 60:.0f}",
-        hardware=hardware,
-        growth=_growth(plan),
+        trained=f"{training.tokens / 1e6:.1f} million",
+        steps=training.step,
+        minutes=f"{training.seconds / 60:.0f}",
+        hardware=training.hardware,
+        growth=_growth(training.plan),
+        note=training.note,
         sources="\n".join(_row(source) for source in manifest),
         train_words=f"{sum(source['words']['train'] for source in manifest) / 1e6:.1f} million",
         samples="\n\n".join("> " + re.sub(r"\n+", "\n>\n> ", text) for text in texts),
@@ -158,8 +172,8 @@ def _growth(plan: Plan) -> str:
     if plan.layers == plan.grown:
         return ""
     return (
-        f"Training began with {plan.layers} layers; after {plan.grow_at:.0%} of the budget copies of them that changed nothing "
-        f"at first were put behind each, {plan.grown} in all."
+        f"Training began with {plan.layers} layers; after {plan.grow_at:.0%} of the budget copies of them that "
+        f"changed nothing at first were put behind each, {plan.grown} in all."
     )
 
 
