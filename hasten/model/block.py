@@ -24,7 +24,7 @@ def block(layer: Layer, i: int, x: Tensor, ctx: Context) -> Tensor:
 
 def _attention(m: SelfAttention, i: int, x: Tensor, residual: Tensor, ctx: Context) -> Tensor:
     turn = ctx.turn(m.spec.position) if isinstance(m.spec.position, Rope) else None
-    q, k, v = ops.qkv(x, m.around.before, m.qkv, m.spec, m.q_norm, m.k_norm, turn)
+    q, k, v = ops.qkv(x, m.around.before, m.qkv, m.spec, m.q_norm, m.k_norm, turn, ctx.slots(i))
     return _project(ctx.attend(i, m.spec, q, k, v, m.sinks).flatten(-2), m.out, residual, m.around)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasten import ops
+from hasten.ops import Slots
 from hasten.spec import Alibi, Attention, Buckets, Dynamic, LongRope, Rope
 
 KeysAndValues = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -22,8 +23,14 @@ class Context(Protocol):
         """cos and sin of every token, float32 (..., r.dim / 2)."""
         ...
 
-    def attend(self, i: int, a: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        """Keep k and v for layer i, and attend over all it has kept: (..., heads, head_dim)."""
+    def slots(self, i: int) -> Slots | None:
+        """Where layer i keeps its keys and values, if it keeps them in pages."""
+        ...
+
+    def attend(
+        self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
+        """Keep k and v for layer i, unless its slots have them, and attend over all kept: (..., heads, head_dim)."""
         ...
 
     def attend_memory(self, i: int, a: Attention, q: Tensor, make: KeysAndValues) -> Tensor:
@@ -78,7 +85,13 @@ class Dense:
             self._made[r] = ops.rope_table(r, self.positions, length)
         return self._made[r]  # pyright: ignore[reportReturnType]
 
-    def attend(self, i: int, a: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    def slots(self, i: int) -> Slots | None:
+        return None
+
+    def attend(
+        self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
+        assert k is not None and v is not None, "a dense context has no slots"
         first = 0
         if self.store is not None:
             k, v, first = self.store.update(i, k, v)

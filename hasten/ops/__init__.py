@@ -5,11 +5,12 @@ from hasten.ops.attention import alibi_slopes, attend, bucket
 from hasten.ops.linear import Matrix, linear
 from hasten.ops.moe import experts, route
 from hasten.ops.norm import NormLayer, norm
-from hasten.ops.pages import attend_pages, write_pages
+from hasten.ops.pages import Slots, attend_pages, write_pages
 from hasten.ops.region import head, project, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
 from hasten.ops.table import TABLE, Op, use
+from hasten.ops.workspace import Workspace
 
 __all__ = [
     "ACTS",
@@ -19,6 +20,8 @@ __all__ = [
     "Matrix",
     "NormLayer",
     "Op",
+    "Slots",
+    "Workspace",
     "act",
     "alibi_slopes",
     "attend",

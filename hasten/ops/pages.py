@@ -6,12 +6,23 @@ necessarily neighbours; its token t lies in page table[t // size] at offset t % 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from hasten.ops.attention import attend
 from hasten.ops.table import op
 from hasten.spec import Attention
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Where the new tokens of one layer go: its pools, and slots (tokens,) int = page * size + offset in them."""
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
 
 
 @op
@@ -29,7 +40,7 @@ def attend_pages(
     keys: Tensor,
     values: Tensor,
     tables: Tensor,
-    starts: Tensor,
+    starts: Tensor | None,
     lengths: Tensor,
     a: Attention,
     slopes: Tensor | None,
@@ -39,12 +50,16 @@ def attend_pages(
 
     q (tokens, heads, head_dim): the sequences end to end, sequence r at rows starts[r] to starts[r + 1].
     tables (sequences, most pages) int: page numbers, anything behind a sequence's last page.
-    starts (sequences + 1,) int; lengths (sequences,) int: tokens of each sequence in the cache, these included.
+    starts (sequences + 1,) int, or None where every sequence has one new token.
+    lengths (sequences,) int: tokens of each sequence in the cache, the new ones included; a sequence of none gets zeros.
     slopes (heads,): alibi, multiplied by key position - query position. `a.window` counts the query itself.
     """
-    out, size = torch.empty_like(q), keys.shape[1]
+    out, size = torch.zeros_like(q), keys.shape[1]
+    bounds = range(len(lengths) + 1) if starts is None else starts.tolist()
     for r, length in enumerate(lengths.tolist()):
-        first, last = int(starts[r]), int(starts[r + 1])
+        first, last = bounds[r], bounds[r + 1]
+        if not length:
+            continue
         pages = tables[r, : -(-length // size)].long()
         k, v = (pool[pages].flatten(0, 1)[:length] for pool in (keys, values))
         here = torch.arange(length - (last - first), length, device=q.device).unsqueeze(-1)

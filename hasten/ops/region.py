@@ -11,6 +11,7 @@ from torch import Tensor
 from hasten.ops.act import act, gated
 from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer, norm
+from hasten.ops.pages import Slots, write_pages
 from hasten.ops.rope import rope
 from hasten.ops.table import op
 from hasten.spec import Attention, Head, Mlp, Rope
@@ -25,10 +26,12 @@ def qkv(
     q_norm: NormLayer | None,
     k_norm: NormLayer | None,
     turn: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """[norm] -> linear -> [clip] -> [q and k norms] -> [rotate].
+    into: Slots | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """[norm] -> linear -> [clip] -> [q and k norms] -> [rotate] -> [write k and v into pages].
 
     (..., width) to q (..., heads, head_dim) and k, v (..., kv_heads, head_dim). turn: cos and sin, (..., dim / 2).
+    into: where k and v of x (tokens, width) are kept; they are then given back as None.
     """
     y = linear(x if before is None else norm(x, before), m)
     if a.clip is not None:
@@ -37,7 +40,10 @@ def qkv(
     v = _heads(y, a.q_width + a.kv_width, a.kv_heads, a, None)
     if turn is not None and isinstance(a.position, Rope):
         q, k = (rope(part, *turn, a.position) for part in (q, k))
-    return q, k, v
+    if into is None:
+        return q, k, v
+    write_pages(k, v, into.keys, into.values, into.slots)
+    return q, None, None
 
 
 def _heads(y: Tensor, first: int, heads: int, a: Attention, n: NormLayer | None) -> Tensor:

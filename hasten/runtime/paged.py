@@ -58,7 +58,7 @@ class Paged:
         lengths = [row.stop for row in self.rows]
         flat = torch.tensor(slots + starts + lengths + tables, device=self.positions.device)
         counts = [len(slots), len(starts), len(lengths), len(tables)]
-        self.slots, self.starts, self.lengths, tables_flat = flat.split(counts)
+        self.where, self.starts, self.lengths, tables_flat = flat.split(counts)
         self.tables = tables_flat.view(len(self.rows), most)  # (sequences, most pages)
 
     def turn(self, r: Rope) -> Turn:
@@ -77,9 +77,13 @@ class Paged:
         ]
         return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
-    def attend(self, i: int, a: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    def slots(self, i: int) -> ops.Slots:
+        return ops.Slots(*self.pools.layers[i], self.where)
+
+    def attend(
+        self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
+    ) -> Tensor:
         keys, values = self.pools.layers[i]
-        ops.write_pages(k, v, keys, values, self.slots)
         if isinstance(a.position, Alibi) and a.position.bf16:
             return self._attend_rounded(keys, values, a, a.position, q, sinks)
         slopes = self._slope(a.position, a) if isinstance(a.position, Alibi) else None

@@ -62,8 +62,10 @@ def pages_case(
     neighbours: bool = False,
     slopes: bool = False,
     sinks: bool = False,
+    steps: bool = False,
     **more: Any,
 ) -> tuple[Any, ...]:
+    """steps: the caller says that every sequence has one new token."""
     h, kv, dim = heads
     most = max(-(-n // size) for n in lengths)
     count = most * len(lengths) + 2
@@ -74,7 +76,7 @@ def pages_case(
     slope = torch.linspace(0.05, 0.4, h).to(d) if slopes else None
     q = random(sum(new), h, dim, dtype=d)
     a, sink = attention(h, kv, dim, **more), random(h, dtype=d) if sinks else None
-    return q, keys, values, tables, starts, torch.tensor(lengths).int(), a, slope, sink
+    return q, keys, values, tables, None if steps else starts, torch.tensor(lengths).int(), a, slope, sink
 
 
 PAGES: dict[str, Maker] = {
@@ -89,6 +91,9 @@ PAGES: dict[str, Maker] = {
     "alibi": partial(pages_case, (6, 11, 7), (6, 3, 1), (3, 3, 8), slopes=True),
     "soft-cap": partial(pages_case, (6, 11, 7), (6, 3, 1), (4, 2, 8), softcap=2.0),
     "sinks and window": partial(pages_case, (6, 11, 7), (6, 3, 1), (4, 2, 8), sinks=True, window=4),
+    "steps": partial(pages_case, (9, 1, 4, 13), (1, 1, 1, 1), (4, 2, 8), steps=True),
+    "steps with an empty place": partial(pages_case, (9, 0, 4), (1, 1, 1), (3, 1, 10), steps=True, window=5),
+    "steps, sinks and soft-cap": partial(pages_case, (6, 7), (1, 1), (4, 2, 8), steps=True, sinks=True, softcap=2.0),
     "pages of one token": partial(pages_case, (3, 2), (1, 2), (2, 1, 8), size=1),
 }
 

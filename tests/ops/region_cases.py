@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hasten.ops import ACTS, GATED, Matrix, NormLayer, rope_table
+from hasten.ops import ACTS, GATED, Matrix, NormLayer, Slots, rope_table
 from hasten.spec import Head, Mlp, Moe, Norm, Rope
 from tests.ops.arguments import Maker, attention, matrix, norm_layer, random, strided
 
@@ -63,6 +63,7 @@ def qkv_case(
     kind: str = "rms",
     before: bool = True,
     rope: tuple[int, str] | None = None,
+    paged: bool = False,
     **more: Any,
 ) -> tuple[Any, ...]:
     width, own = shape[-1], {"head": ((8,), (8,)), "heads": ((4, 8), (2, 8)), "width": ((32,), (16,))}
@@ -74,7 +75,12 @@ def qkv_case(
         turn = rope_table(position, torch.arange(shape[-2]).expand(shape[:-1]), 64)
     a = attention(4, 2, 8, position=position, qk_norm=qk, qk_norm_span=span or "head", **more)
     n = norm_layer(d, width) if before else None
-    return random(*shape, dtype=d), n, matrix(d, 64, width), a, *norms, turn
+    into = None
+    if paged:
+        slots = torch.randperm(3 * 5)[: shape[0]]
+        slots[1:2] = -1
+        into = Slots(random(3, 5, 2, 8, dtype=d), random(3, 5, 2, 8, dtype=d), slots)
+    return random(*shape, dtype=d), n, matrix(d, 64, width), a, *norms, turn, into
 
 
 QKVS: dict[str, Maker] = {
@@ -85,6 +91,9 @@ QKVS: dict[str, Maker] = {
     "norm of every head": partial(qkv_case, (5, 24), span="heads", kind="layer", before=False),
     "norm of the width": partial(qkv_case, (2, 3, 24), span="width"),
     "clipped": partial(qkv_case, (2, 3, 24), clip=0.5),
+    "into pages": partial(qkv_case, (3, 17), rope=(8, "halves"), paged=True),
+    "one row into pages, neighbours": partial(qkv_case, (1, 16), rope=(4, "neighbours"), paged=True),
+    "norm per head, into pages": partial(qkv_case, (4, 24), span="head", rope=(8, "halves"), paged=True),
     "empty": partial(qkv_case, (0, 24)),
 }
 

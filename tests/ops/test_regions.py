@@ -104,7 +104,7 @@ def test_qkv_is_norm_product_clip_norms_and_rotation_in_this_order() -> None:
     x, n, m, a, _, _, (cos, sin) = CASES["qkv"]["normalized and rotated"](DOUBLE)
     a, weight = replace(a, clip=0.8), (random(4, 8), random(2, 8))
     q_norm, k_norm = (NormLayer(Norm("rms", 1e-5), w) for w in weight)
-    q, k, v = qkv(x, n, m, a, q_norm, k_norm, (cos, sin))
+    q, k, v = qkv(x, n, m, a, q_norm, k_norm, (cos, sin), None)
     y = (F.layer_norm(x, (17,), n.weight, n.bias, 1e-5) @ m.weight.T + m.bias).clamp(-0.8, 0.8)
     want_q, want_k, want_v = y[..., :32].view(2, 3, 4, 8), y[..., 32:48].view(2, 3, 2, 8), y[..., 48:].view(2, 3, 2, 8)
     want_q, want_k = (F.rms_norm(t, (8,), eps=1e-5) * w for t, w in ((want_q, weight[0]), (want_k, weight[1])))
@@ -115,7 +115,7 @@ def test_qkv_is_norm_product_clip_norms_and_rotation_in_this_order() -> None:
 
 def test_norm_of_the_width_comes_before_the_heads_are_cut() -> None:
     x, n, m, a, q_norm, k_norm, _ = CASES["qkv"]["norm of the width"](DOUBLE)
-    q, k, _ = qkv(x, n, m, a, q_norm, k_norm, None)
+    q, k, _ = qkv(x, n, m, a, q_norm, k_norm, None, None)
     y = F.layer_norm(x, (24,), n.weight, n.bias, 1e-5) @ m.weight.T + m.bias
     equal(q.flatten(-2), F.rms_norm(y[..., :32], (32,), q_norm.weight, 1e-5))
     equal(k.flatten(-2), F.rms_norm(y[..., 32:48], (16,), k_norm.weight, 1e-5))

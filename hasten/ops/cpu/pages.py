@@ -37,16 +37,19 @@ def _(
     keys: Tensor,
     values: Tensor,
     tables: Tensor,
-    starts: Tensor,
+    starts: Tensor | None,
     lengths: Tensor,
     a: Attention,
     slopes: Tensor | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    bounds, out = starts.tolist(), []
+    bounds, out = range(len(lengths) + 1) if starts is None else starts.tolist(), []
     for r, length in enumerate(lengths.tolist()):
         new = q[bounds[r] : bounds[r + 1]]
         if not len(new):
+            continue
+        if not length:
+            out.append(torch.zeros_like(new))
             continue
         behind = 0 if a.window is None else max(length - len(new) - a.window + 1, 0)
         k, v = _tokens((keys, values), tables[r], behind, length)

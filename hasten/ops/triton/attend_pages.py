@@ -210,7 +210,7 @@ def _accepts(
     keys: Tensor,
     values: Tensor,
     tables: Tensor,
-    starts: Tensor,
+    starts: Tensor | None,
     lengths: Tensor,
     a: Attention,
     slopes: Tensor | None,
@@ -235,7 +235,7 @@ def _(
     keys: Tensor,
     values: Tensor,
     tables: Tensor,
-    starts: Tensor,
+    starts: Tensor | None,
     lengths: Tensor,
     a: Attention,
     slopes: Tensor | None,
@@ -245,6 +245,8 @@ def _(
     if not out.numel():
         return out
     q, page = dense(q), keys.shape[1]
+    if starts is None:
+        starts = torch.arange(sequences + 1, device=q.device)
     dot = _operands(q, keys, values)
     wide, capacity = dot == torch.float32, tables.shape[1] * page
     shape = attend_launch(tokens, sequences, capacity, a, wide, processors(q.device))
