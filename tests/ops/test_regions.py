@@ -101,7 +101,7 @@ def test_linear_multiplies_in_the_wider_dtype_and_answers_in_that_of_x() -> None
 
 
 def test_qkv_is_norm_product_clip_norms_and_rotation_in_this_order() -> None:
-    x, n, m, a, _, _, (cos, sin) = CASES["qkv"]["normalized and rotated"](DOUBLE)
+    x, n, m, a, _, _, (cos, sin), _ = CASES["qkv"]["normalized and rotated"](DOUBLE)
     a, weight = replace(a, clip=0.8), (random(4, 8), random(2, 8))
     q_norm, k_norm = (NormLayer(Norm("rms", 1e-5), w) for w in weight)
     q, k, v = qkv(x, n, m, a, q_norm, k_norm, (cos, sin), None)
@@ -113,8 +113,22 @@ def test_qkv_is_norm_product_clip_norms_and_rotation_in_this_order() -> None:
     equal(v, want_v)
 
 
+def test_qkv_keeps_keys_and_values_where_it_is_told() -> None:
+    x, n, m, a, q_norm, k_norm, turn, into = CASES["qkv"]["into pages"](DOUBLE)
+    before = into.keys.clone(), into.values.clone()
+    q, *rest = qkv(x, n, m, a, q_norm, k_norm, turn, into)
+    assert rest == [None, None]
+    want_q, k, v = qkv(x, n, m, a, q_norm, k_norm, turn, None)
+    equal(q, want_q)
+    for pool, was, new in zip((into.keys, into.values), before, (k, v), strict=True):
+        kept = into.slots >= 0
+        assert 0 < kept.sum() < len(x)
+        was.view(-1, 2, 8)[into.slots[kept]] = new[kept]
+        equal(pool, was)
+
+
 def test_norm_of_the_width_comes_before_the_heads_are_cut() -> None:
-    x, n, m, a, q_norm, k_norm, _ = CASES["qkv"]["norm of the width"](DOUBLE)
+    x, n, m, a, q_norm, k_norm, *_ = CASES["qkv"]["norm of the width"](DOUBLE)
     q, k, _ = qkv(x, n, m, a, q_norm, k_norm, None, None)
     y = F.layer_norm(x, (24,), n.weight, n.bias, 1e-5) @ m.weight.T + m.bias
     equal(q.flatten(-2), F.rms_norm(y[..., :32], (32,), q_norm.weight, 1e-5))
