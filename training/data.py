@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,17 @@ from tqdm import tqdm
 from training.prose import clean
 from training.sources import SOURCES, Source
 
-HELD_OUT = 0.02  # of the documents
+SPLITS = {
+    "heldout": 0.02,
+    "validation": 0.03,
+    "train": 1.0,
+}  # a document is in the first whose number its draw is below
 WORDS_PER_DOCUMENT = 1500  # longer ones are cut at a paragraph, so that held-out text comes from many places
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A cleaned document; its key decides, by hash, whether it is held out."""
+    """A cleaned document; its key decides, by hash, its split."""
 
     key: str
     text: str
@@ -31,9 +36,14 @@ class Text:
         """A number in [0, 1) that is the same in every run."""
         return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8], "big") / 2**64
 
+    @property
+    def split(self) -> str:
+        """Held out for the figures in the card, to watch the training by, or to train on."""
+        return next(split for split, below in SPLITS.items() if self.draw < below)
+
 
 def main() -> None:
-    """Write train.jsonl, heldout.jsonl and manifest.json."""
+    """Write train.jsonl, validation.jsonl, heldout.jsonl and manifest.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training/build"))
     work = parser.parse_args().work
@@ -41,19 +51,20 @@ def main() -> None:
 
 
 def build(sources: tuple[Source, ...], work: Path) -> None:
-    """Fetch every source and write the two splits, in whole documents, and the manifest beside them."""
+    """Fetch every source and write the splits, in whole documents, and the manifest beside them."""
     seen: set[bytes] = set()
     manifest = []
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / "train.jsonl", "w") as train, open(work / "heldout.jsonl", "w") as heldout:
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(open(work / f"{split}.jsonl", "w")) for split in SPLITS}
         for source in tqdm(sources, desc="sources", unit="source"):
             archives = [fetch(package, work / "packages") for package in source.packages]
             texts = [new for text in documents(source, unpack(source, archives, work)) if (new := unseen(text, seen))]
-            words = {"train": 0, "heldout": 0}
+            words = dict.fromkeys(SPLITS, 0)
             for text in texts:
-                split, file = ("heldout", heldout) if text.draw < HELD_OUT else ("train", train)
-                words[split] += len(text.text.split())
-                file.write(json.dumps({"source": source.name, "weight": source.weight, "text": text.text}) + "\n")
+                words[text.split] += len(text.text.split())
+                record = {"source": source.name, "weight": source.weight, "text": text.text}
+                files[text.split].write(json.dumps(record) + "\n")
             manifest.append(describe(source, archives) | {"documents": len(texts), "words": words})
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to the folder that ships: Hugging Face files, held-out figures, samples, a model card."""
+"""From the best weights to the folder that ships: Hugging Face files, held-out figures, samples, a model card."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import math
 import re
 import shutil
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from string import Template
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -38,17 +40,25 @@ GENERATION = {
 class HeldOut:
     """How well unseen documents are predicted, the end of each included."""
 
-    tokens: int
-    words: int
-    bytes: int
-    nats: float  # in all
+    tokens: int = 0
+    words: int = 0
+    bytes: int = 0
+    nats: float = 0.0  # in all
+
+    def __add__(self, other: HeldOut) -> HeldOut:
+        return HeldOut(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The measure that does not depend on the tokenizer."""
+        return self.nats / math.log(2) / self.bytes
 
     def figures(self) -> dict[str, float]:
         """Perplexities and bits, by the name they have in the card."""
         return {
             "perplexity_per_token": round(math.exp(self.nats / self.tokens), 2),
             "perplexity_per_word": round(math.exp(self.nats / self.words), 1),
-            "bits_per_byte": round(self.nats / math.log(2) / self.bytes, 3),
+            "bits_per_byte": round(self.bits_per_byte, 3),
             "tokens": self.tokens,
             "words": self.words,
         }
@@ -75,14 +85,15 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else the card says of this training")
     arguments = parser.parse_args()
     work, out = arguments.work, arguments.out
-    state = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
-    plan = Plan(**json.loads((work / "log.json").read_text())["plan"])
-    write(state["model"], plan, work / "tokenizer", out)
+    log = json.loads((work / "log.json").read_text())
+    plan = Plan(**log["plan"])
+    write(load_file(work / "best.safetensors"), plan, work / "tokenizer", out)
     model, tokenizer = load(out)
-    heldout = evaluate(model, tokenizer, [json.loads(line)["text"] for line in (work / "heldout.jsonl").open()])
+    heldout = evaluate(model, tokenizer, [json.loads(line) for line in (work / "heldout.jsonl").open()])
     manifest = json.loads((work / "manifest.json").read_text())
-    progress = {name: state["progress"][name] for name in ("tokens", "step", "seconds")}
-    training = Training(plan, **progress, hardware=arguments.hardware, note=arguments.note)
+    best = min(log["log"], key=lambda entry: entry["validation"])
+    figures = {name: best[name] for name in ("tokens", "step", "seconds")}
+    training = Training(plan, **figures, hardware=arguments.hardware, note=arguments.note)
     (out / "README.md").write_text(describe(model, training, manifest, heldout, samples(model, tokenizer)))
     shutil.copy(work / "log.json", out / "training.json")
     (out / "data.json").write_text(json.dumps(manifest, indent=1) + "\n")
@@ -91,7 +102,7 @@ def main() -> None:
 def write(weights: dict[str, torch.Tensor], plan: Plan, tokenizer: Path, out: Path) -> None:
     """Write weights, configs and tokenizer, in bfloat16 and in names that transformers 4 and 5 both read."""
     model = build(plan, depth(weights))
-    model.load_state_dict(weights)
+    model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     out.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
@@ -116,18 +127,21 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
 
 
 @torch.inference_mode()
-def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> HeldOut:
-    """Each document by itself, after the end-of-text token, in windows of the model's context that do not overlap."""
+def evaluate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, documents: list[dict[str, str]]
+) -> dict[str, HeldOut]:
+    """By source: each document by itself, after the end-of-text token, in windows of the context without overlap."""
     context, end = model.config.max_position_embeddings, tokenizer.eos_token_id
-    tokens, nats = 0, 0.0
-    for text in tqdm(texts, desc="held-out text", unit="document", mininterval=5):
+    sources: dict[str, HeldOut] = defaultdict(HeldOut)
+    for document in tqdm(documents, desc="held-out text", unit="document", mininterval=5):
+        text, nats = document["text"], 0.0
         ids = torch.tensor([end, *tokenizer(text, verbose=False).input_ids, end])
         for start in range(0, len(ids) - 1, context):
             window = ids[start : start + context + 1]
             logits = model(window[None, :-1]).logits[0]  # (tokens, vocabulary)
             nats += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
-        tokens += len(ids) - 1
-    return HeldOut(tokens, sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts), nats)
+        sources[document["source"]] += HeldOut(len(ids) - 1, len(text.split()), len(text.encode()), nats)
+    return dict(sources)
 
 
 def samples(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -144,14 +158,14 @@ def describe(
     model: LlamaForCausalLM,
     training: Training,
     manifest: list[dict[str, object]],
-    heldout: HeldOut,
+    heldout: dict[str, HeldOut],
     texts: list[str],
 ) -> str:
     """The model card."""
     template = Template((Path(__file__).parent / "card.md").read_text())
     config: LlamaConfig = model.config
     return template.substitute(
-        heldout.figures(),
+        sum(heldout.values(), HeldOut()).figures(),
         parameters=f"{model.num_parameters() / 1e6:.1f}",
         shape=f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads, "
         f"{config.num_key_value_heads} key-value heads, feed-forward {config.intermediate_size}, "
@@ -160,9 +174,11 @@ def describe(
         steps=training.step,
         minutes=f"{training.seconds / 60:.0f}",
         hardware=training.hardware,
+        dropout=f"{training.plan.dropout:g}",
+        decay=f"{training.plan.weight_decay:g}",
         growth=_growth(training.plan),
         note=training.note,
-        sources="\n".join(_row(source) for source in manifest),
+        sources="\n".join(_row(source, heldout.get(source["source"])) for source in manifest),
         train_words=f"{sum(source['words']['train'] for source in manifest) / 1e6:.1f} million",
         samples="\n\n".join("> " + re.sub(r"\n+", "\n>\n> ", text) for text in texts),
     )
@@ -177,10 +193,11 @@ def _growth(plan: Plan) -> str:
     )
 
 
-def _row(source: dict[str, object]) -> str:
+def _row(source: dict[str, object], heldout: HeldOut | None) -> str:
     packages = ", ".join(package["file"].removesuffix(".deb") for package in source["packages"])
     words = source["words"]
-    counts = f"{words['train']:,} | {words['heldout']:,} | {source['weight']:g}"
+    bits = f"{heldout.bits_per_byte:.3f}" if heldout else "-"
+    counts = f"{words['train']:,} | {words['heldout']:,} | {bits} | {source['weight']:g}"
     return f"| {source['source']} | {source['licence']} | {counts} | {packages} |"
 
 

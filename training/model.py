@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.plan import Plan
@@ -34,7 +35,25 @@ def build(plan: Plan, layers: int) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:
         silence(layer)
+    if plan.dropout:
+        regularise(model, plan.dropout)
     return model
+
+
+def regularise(model: LlamaForCausalLM, dropout: float) -> None:
+    """While the model trains, drop that part of the embeddings and of what attention and feed-forward add to them.
+
+    Hooks do it, for a Llama has no such modules, and the names of its weights are to stay.
+    """
+
+    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return functional.dropout(output, dropout, module.training)
+
+    outputs = [model.model.embed_tokens]
+    for layer in model.model.layers:
+        outputs += [layer.self_attn.o_proj, layer.mlp.down_proj]
+    for module in outputs:
+        module.register_forward_hook(drop)
 
 
 def grow(model: LlamaForCausalLM, plan: Plan) -> LlamaForCausalLM:

@@ -34,19 +34,20 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for (rows, columns), parameters in shapes.items():
-                updates = _share(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                updates = _share(torch.stack(self._momenta(parameters, group["momentum"])))
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(parameters, list(updates.unbind()), alpha=size)
 
-    def _momentum(self, parameter: Tensor, decay: float) -> Tensor:
-        state = self.state[parameter]
-        gradient = parameter.grad
-        assert gradient is not None
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(gradient, 1 - decay)
-        return gradient.lerp(average, decay)
+    def _momenta(self, parameters: list[Tensor], decay: float) -> tuple[Tensor, ...]:
+        """The gradients moved towards their running means, which take them in first."""
+        gradients = [p.grad for p in parameters]
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        means = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - decay)
+        return torch._foreach_lerp(gradients, means, decay)
 
 
 def _share(matrices: Tensor) -> Tensor:

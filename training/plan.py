@@ -19,7 +19,9 @@ class Plan:
     matrix_rate: float
     vector_rate: float
     weight_decay: float
+    dropout: float  # of the embeddings and of what every branch adds to them
     evaluate_every: int  # steps
+    validation_rows: int  # at most; they are spread over the validation split
     save_every: float  # minutes
     width: int
     layers: int  # at the start
@@ -39,6 +41,10 @@ class Progress:
     def fraction(self, plan: Plan) -> float:
         """The part of the budget that is used up."""
         return max(self.seconds / 60 / plan.minutes, self.tokens / plan.tokens)
+
+    def last(self) -> dict[str, float]:
+        """The losses that were noted last."""
+        return {name: self.log[-1][name] for name in ("loss", "validation")} if self.log else {}
 
 
 def rate(fraction: float) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import re
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,10 +107,10 @@ def endless_sky(path: Path) -> Iterator[Document]:
         yield f"{path.stem}/{i}", paragraphs
 
 
-def naev(path: Path) -> Iterator[Document]:
-    """A mission's script is a document; its translatable strings are paragraphs."""
+def lua(path: Path) -> Iterator[Document]:
+    """A script is a document; its translatable strings, _("..."), _"..." and _([[...]]), are paragraphs."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    strings = re.findall(r'_\(\s*(?:\[\[(.*?)\]\]|"((?:\\.|[^"\\])*)")', text, re.DOTALL)
+    strings = re.findall(r'_\(?\s*(?:\[\[(.*?)\]\]|"((?:\\.|[^"\\])*)")', text, re.DOTALL)
     paragraphs = [long or short.replace('\\"', '"').replace("\\n", "\n") for long, short in strings]
     yield f"{path.parent.name}/{path.stem}", [line for paragraph in paragraphs for line in paragraph.split("\n")]
 
@@ -139,3 +141,51 @@ def king_james(path: Path) -> Iterator[Document]:
             starts = range(0, len(verses), VERSES_PER_PARAGRAPH)
             paragraphs = [" ".join(verses[i : i + VERSES_PER_PARAGRAPH]) for i in starts]
             yield f"{book}/{chapter.strip().splitlines()[0] if chapter.strip() else ''}", paragraphs
+
+
+def novel(path: Path) -> Iterator[Document]:
+    """A novel of Project Gutenberg is a document; its notices are no part of it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    yield path.stem, _novel(text)
+
+
+def r_data(path: Path) -> Iterator[Document]:
+    """A character vector of R, in a database of lazy data, is a document: the lines of a novel."""
+    packed, number = path.read_bytes(), 0
+    while packed:  # the length of what follows when unpacked, then that, again and again
+        unpacking = zlib.decompressobj()
+        vector = unpacking.decompress(packed[4:])
+        packed = unpacking.unused_data
+        yield f"{path.parent.parent.name}/{number}", _novel("\n".join(_strings(vector)))
+        number += 1
+
+
+def _novel(text: str) -> list[str]:
+    text = re.sub(r".*\*\*\* ?START OF[^\n]*", "", text.replace("\r", ""), flags=re.DOTALL)
+    body, _, _ = text.partition("*** END OF")
+    return [re.sub(r"\s*--\s*", " - ", p.replace("_", "")) for p in re.split(r"\n\s*\n", body)]
+
+
+def _strings(vector: bytes) -> Iterator[str]:
+    """The elements of a character vector in R's XDR serialization, version 3."""
+    (encoding,) = struct.unpack_from(">i", vector, 14)
+    at = 18 + encoding
+    kind, count = struct.unpack_from(">ii", vector, at)
+    if kind & 0xFF != 16:
+        return
+    at += 8
+    for _ in range(count):
+        (size,) = struct.unpack_from(">i", vector, at + 4)
+        at += 8
+        yield vector[at : at + max(size, 0)].decode("utf-8", errors="replace")
+        at += max(size, 0)
+
+
+def sword(path: Path) -> Iterator[Document]:
+    """A book of a Sword module is a document, `path` the index of its compressed blocks; notes are left out."""
+    blocks = path.with_suffix(".bzz").read_bytes()
+    for number, (start, size, _) in enumerate(struct.iter_unpack("<III", path.read_bytes())):
+        text = zlib.decompress(blocks[start : start + size]).decode("utf-8", errors="replace")
+        text = re.sub(r"<(note|title)\b.*?</\1>", " ", text, flags=re.DOTALL)
+        parts = re.split(r'<div sID="[^"]*" type="x-p"/>|<chapter[^>]*>', text)
+        yield f"{path.stem}/{number}", [re.sub(r"<[^>]*>", "", re.sub(r"<l[ g][^>]*>", " ", p)) for p in parts]

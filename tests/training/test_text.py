@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,8 +73,8 @@ def test_conversations_come_without_their_choices_markup(tmp_path: Path) -> None
 
 
 def test_scripts_give_their_translated_strings(tmp_path: Path) -> None:
-    script = 'x = _([[One.\n    Two.]])\ny = _("He said \\"no\\".")\nz = "not text"\n'
-    assert read(readers.naev, tmp_path / "a.lua", script) == ["One.", "Two.", 'He said "no".']
+    script = 'x = _([[One.\n    Two.]])\ny = _("He said \\"no\\".")\nz = "not text"\nsays(_"Go.")\n'
+    assert read(readers.lua, tmp_path / "a.lua", script) == ["One.", "Two.", 'He said "no".', "Go."]
 
 
 def test_entries_lose_their_keys(tmp_path: Path) -> None:
@@ -91,6 +94,40 @@ def test_dictionary_bodies_lose_their_brackets(tmp_path: Path) -> None:
 def test_help_pages_give_their_paragraphs(tmp_path: Path) -> None:
     page = '<page xmlns="http://projectmallard.org/1.0/"><title>No</title><p>Press <key>Alt</key> now.</p></page>'
     assert read(readers.mallard, tmp_path / "a.page", page) == ["Press Alt now."]
+
+
+def test_novels_lose_the_notices_around_them(tmp_path: Path) -> None:
+    story = f"The _old_ king--he\r\nwept.\r\n\r\n{SENTENCE}\r\n"
+    book = f"Produced by X.\r\n*** START OF THIS BOOK ***\r\n\r\n{story}*** END OF IT\n\nNo."
+    assert read(readers.novel, tmp_path / "a.txt", book) == ["The old king - he wept.", SENTENCE]
+    assert read(readers.novel, tmp_path / "b.txt", SENTENCE) == [SENTENCE]
+
+
+def test_vectors_of_r_are_unpacked(tmp_path: Path) -> None:
+    lines = ["The king", "wept.", "", SENTENCE]
+    packed = b""
+    for vector in (lines, [SENTENCE]):
+        head = b"X\n" + struct.pack(">iiii", 3, 0, 0, 5) + b"UTF-8" + struct.pack(">ii", 16, len(vector))
+        body = b"".join(struct.pack(">ii", 0x40009, len(line)) + line.encode() for line in vector)
+        packed += struct.pack(">i", len(head + body)) + zlib.compress(head + body)
+    (path := tmp_path / "Rdata.rdb").write_bytes(packed)
+    assert [paragraphs for _, paragraphs in readers.r_data(path)] == [["The king\nwept.", SENTENCE], [SENTENCE]]
+
+
+def test_sword_books_lose_their_notes_and_keep_their_words_apart(tmp_path: Path) -> None:
+    book = '<title level="1">No</title><div sID="a" type="x-p"/>The <w lemma="b">king</w><note n="1">no</note> wept.'
+    book += '<div eID="a" type="x-p"/><lg sID="c"/><l sID="d"/>He<l eID="d"/><l sID="e"/>sang.<l eID="e"/>'
+    book += '<chapter n="2"/>End.'
+    packed = zlib.compress(book.encode())
+    (tmp_path / "ot.bzz").write_bytes(packed)
+    (path := tmp_path / "ot.bzs").write_bytes(struct.pack("<III", 0, len(packed), len(book)))
+    assert [normalise(p) for p in next(readers.sword(path))[1]] == ["", "The king wept. He sang.", "End."]
+
+
+def test_documents_are_spread_over_the_splits() -> None:
+    splits = Counter(Text(str(i), "").split for i in range(20000))
+    assert abs(splits["heldout"] - 400) < 80 and abs(splits["validation"] - 200) < 60
+    assert Text("0", "").split == Text("0", "other").split
 
 
 def test_a_paragraph_is_kept_the_first_time_only() -> None:
