@@ -8,7 +8,6 @@ from hasten import ops
 from hasten.model.context import Context
 from hasten.model.layer import Around, CrossAttention, Experts, Feed, Layer, SelfAttention
 from hasten.ops import Matrix
-from hasten.ops.region import settle
 from hasten.spec import Rope
 
 
@@ -54,7 +53,7 @@ def _experts(m: Experts, x: Tensor, residual: Tensor) -> Tensor:
         s = ops.linear(ops.up(flat, None, up, m.spec.shared), down)
         z = z + (s if m.shared_gate is None else s * ops.linear(flat, m.shared_gate).sigmoid())
     a = m.around
-    return settle(z.view_as(x), residual, a.inner, a.outer, a.scale, a.layer_scale)
+    return ops.settle(z.view_as(x), residual, a.inner, a.outer, a.scale, a.layer_scale)
 
 
 def _project(x: Tensor, m: Matrix, residual: Tensor, a: Around) -> Tensor:

@@ -125,13 +125,11 @@ class Dense:
         return self._made[tag]  # pyright: ignore[reportReturnType]
 
     def _make_visible(self, a: Attention, queries: int, keys: int, first: int) -> Tensor | None:
-        where = self.positions.device
-        ago = self._ago(queries, keys, first, where)
-        mask = None
+        where, mask = self.positions.device, None
         if a.causal and (queries > 1 or first + keys > self.past + 1):
-            mask = ago >= 0
+            mask = self._ago(queries, keys, first, where) >= 0
         if a.causal and a.window is not None and self.past + queries - first > a.window:
-            inside = ago < a.window
+            inside = self._ago(queries, keys, first, where) < a.window
             mask = inside if mask is None else mask & inside
         if self.seen is not None:
             seen = self.seen[:, first : first + keys]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasten import ops
-from hasten.ops import Matrix, NormLayer
+from hasten.ops import EmbedLayer, Matrix, NormLayer
+from hasten.ops.embed import placed
 from hasten.spec import Frames, Tokens
 
 Weights = Mapping[str, Tensor]
@@ -17,21 +18,21 @@ Weights = Mapping[str, Tensor]
 
 def embed_tokens(e: Tokens, w: Weights, x: Tensor, positions: Tensor, types: Tensor | None, scaled: bool) -> Tensor:
     """ids (...), or vectors (..., e.width) which are `scaled` already or not, to (..., width)."""
-    if not x.is_floating_point():
-        x, scaled = F.embedding(x, w["tokens"]), False
-    if e.scale != 1.0 and not scaled:
-        x = x * (torch.tensor(e.scale, dtype=x.dtype, device=x.device) if e.scale_rounded else e.scale)
-    if e.projection and e.projection.after == "tokens":
-        x = ops.linear(x, _project(w))
-    if e.types:
-        table = w["types"]
-        x = x + (table[0] if types is None else F.embedding(types, table))
-    if e.positions:
-        x = x + F.embedding(positions + e.position_offset, w["positions"]).to(x.dtype)
+    layer = EmbedLayer(e, w["tokens"], w["positions"] if e.positions else None, w["types"] if e.types else None)
+    narrow = e.projection is not None and e.projection.after == "tokens"
+    if x.is_floating_point():
+        if e.scale != 1.0 and not scaled:
+            x = x * (torch.tensor(e.scale, dtype=x.dtype, device=x.device) if e.scale_rounded else e.scale)
+    elif narrow:
+        x = ops.embed(x, None, None, EmbedLayer(e, w["tokens"]))
+    else:
+        return _finished(ops.embed(x, positions, types, layer), e, w)
+    return _finished(placed(ops.linear(x, _project(w)) if narrow else x, positions, types, layer), e, w)
+
+
+def _finished(x: Tensor, e: Tokens, w: Weights) -> Tensor:
     x = _normed(x, e, w)
-    if e.projection and e.projection.after == "norm":
-        x = ops.linear(x, _project(w))
-    return x
+    return ops.linear(x, _project(w)) if e.projection and e.projection.after == "norm" else x
 
 
 def embed_frames(e: Frames, w: Weights, features: Tensor) -> Tensor:

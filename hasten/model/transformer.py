@@ -58,16 +58,32 @@ class Transformer:
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last block: the final norm, and a narrow embedding's projection back."""
-        n, e = self.tower.final_norm, self.tower.embed
-        if n is not None:
-            x = ops.norm(x, NormLayer(n, self.weights["final_norm.weight"], self.weights.get("final_norm.bias")))
+        n, e = self.final_norm, self.tower.embed
+        x = x if n is None else ops.norm(x, n)
         if isinstance(e, Tokens) and e.projection and e.projection.back:
             x = ops.linear(x, Matrix(self.weights["project_out.weight"]))
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., width) finished hidden states to (..., vocabulary)."""
+        return self._head(x, None)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Hidden states (..., width) behind the last block to logits (..., vocabulary), in one region if it can."""
+        e = self.tower.embed
+        if isinstance(e, Tokens) and e.projection and e.projection.back:
+            return self.logits(self.finish(x))
+        return self._head(x, self.final_norm)
+
+    @property
+    def final_norm(self) -> NormLayer | None:
+        n = self.tower.final_norm
+        if n is None:
+            return None
+        return NormLayer(n, self.weights["final_norm.weight"], self.weights.get("final_norm.bias"))
+
+    def _head(self, x: Tensor, before: NormLayer | None) -> Tensor:
         h = self.tower.head
         assert h is not None, "this tower has no head"
         name = "tokens" if h.tied else "head.weight"
-        return ops.head(x, Matrix(self.weights[name], self.weights.get("head.bias")), h)
+        return ops.head(x, before, Matrix(self.weights[name], self.weights.get("head.bias")), h)

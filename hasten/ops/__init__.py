@@ -1,14 +1,18 @@
 """Every op that a transformer is made of, each with its reference and its faster implementations."""
 
 from hasten.ops.act import ACTS, GATED, act, gated
+from hasten.ops.advance import advance
 from hasten.ops.attention import alibi_slopes, attend, bucket
+from hasten.ops.embed import EmbedLayer, embed
 from hasten.ops.linear import Matrix, linear
 from hasten.ops.moe import experts, route
 from hasten.ops.norm import NormLayer, norm
+from hasten.ops.packed import attend_packed
 from hasten.ops.pages import Slots, attend_pages, write_pages
 from hasten.ops.region import head, project, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
+from hasten.ops.settle import settle
 from hasten.ops.table import TABLE, Op, use
 from hasten.ops.workspace import Workspace
 
@@ -17,16 +21,20 @@ __all__ = [
     "GATED",
     "TABLE",
     "Choice",
+    "EmbedLayer",
     "Matrix",
     "NormLayer",
     "Op",
     "Slots",
     "Workspace",
     "act",
+    "advance",
     "alibi_slopes",
     "attend",
+    "attend_packed",
     "attend_pages",
     "bucket",
+    "embed",
     "experts",
     "gated",
     "head",
@@ -39,6 +47,7 @@ __all__ = [
     "rope_table",
     "route",
     "sample",
+    "settle",
     "up",
     "use",
     "write_pages",

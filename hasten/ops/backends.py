@@ -18,6 +18,7 @@ def _triton_runs() -> bool:
 BACKENDS: dict[str, tuple[Callable[[], bool], str]] = {
     "cpu": (lambda: True, "hasten.ops.cpu"),
     "triton": (_triton_runs, "hasten.ops.triton"),
+    "cuda": (torch.cuda.is_available, "hasten.ops.cuda"),  # behind Triton, whose kernels take only where they win
 }
 """Name: whether it runs here, and the module whose import registers its implementations."""
 

@@ -51,7 +51,7 @@ def attend_pages(
     q (tokens, heads, head_dim): the sequences end to end, sequence r at rows starts[r] to starts[r + 1].
     tables (sequences, most pages) int: page numbers, anything behind a sequence's last page.
     starts (sequences + 1,) int, or None where every sequence has one new token.
-    lengths (sequences,) int: tokens of each sequence in the cache, the new ones included; a sequence of none gets zeros.
+    lengths (sequences,) int: tokens of each sequence in the cache, these included; a sequence of none gets zeros.
     slopes (heads,): alibi, multiplied by key position - query position. `a.window` counts the query itself.
     """
     out, size = torch.zeros_like(q), keys.shape[1]

@@ -13,6 +13,7 @@ from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.pages import Slots, write_pages
 from hasten.ops.rope import rope
+from hasten.ops.settle import settle
 from hasten.ops.table import op
 from hasten.spec import Attention, Head, Mlp, Rope
 
@@ -70,23 +71,6 @@ def project(
     return settle(linear(x, m), residual, inner, outer, scale, layer_scale)
 
 
-def settle(
-    y: Tensor,
-    residual: Tensor,
-    inner: NormLayer | None,
-    outer: NormLayer | None,
-    scale: float,
-    layer_scale: Tensor | None,
-) -> Tensor:
-    """What `project` does behind its matrix; experts end with it too."""
-    if inner is not None:
-        y = norm(y, inner)
-    if layer_scale is not None:
-        y = y * layer_scale
-    y = residual + (y if scale == 1.0 else y * scale)
-    return y if outer is None else norm(y, outer)
-
-
 @op
 def up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
     """[norm] -> linear -> activation, gated or not: (..., width) to (..., mlp.width)."""
@@ -95,7 +79,8 @@ def up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
 
 
 @op
-def head(x: Tensor, m: Matrix, h: Head) -> Tensor:
-    """(..., width) to logits (..., vocabulary), scaled and soft-capped as the head says."""
+def head(x: Tensor, before: NormLayer | None, m: Matrix, h: Head) -> Tensor:
+    """[norm] -> linear: (..., width) to logits (..., vocabulary), scaled and soft-capped as the head says."""
+    x = x if before is None else norm(x, before)
     y = linear(x if h.scale == 1.0 else x * h.scale, m)
     return y if h.softcap is None else h.softcap * torch.tanh(y / h.softcap)

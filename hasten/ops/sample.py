@@ -29,12 +29,20 @@ class Choice:
     presence: Tensor | None = None
     frequency: Tensor | None = None
 
+    @property
+    def penalizes(self) -> bool:
+        return not (self.repetition is None and self.presence is None and self.frequency is None)
+
+    @property
+    def filters(self) -> bool:
+        return not (self.min_p is None and self.top_k is None and self.top_p is None)
+
 
 @op
 def sample(
     logits: Tensor, c: Choice, uniform: Tensor | None, prompts: Tensor | None, generated: Tensor | None
 ) -> Tensor:
-    """The id each row chooses, int64 (rows,), whatever the other rows are.
+    """The id each row chooses, int64 (rows,), whatever the other rows are; -1 where the greatest logit is not finite.
 
     logits (rows, vocabulary), -inf where forbidden. uniform: float64 (rows,), from [0, 1), needed with a temperature:
     the draw is the first id whose cumulative share, in order of ids, exceeds it. prompts and generated: int64 (rows,
@@ -46,18 +54,19 @@ def sample(
     is not below the k-th largest; top_p keeps the likeliest until their shares, of what was left, reach it. The
     likeliest always stays, and of equals at a border all do.
     """
-    x = _penalized(logits.to(torch.promote_types(logits.dtype, torch.float32)), c, prompts, generated)
-    best = x.argmax(-1)
-    if c.temperature is None:
-        return best
-    assert uniform is not None, "a draw needs a random number"
-    warm = c.temperature > 0
-    x = x / torch.where(warm, c.temperature, 1.0).unsqueeze(-1)
-    return torch.where(warm, _draw(_filtered(x, c), uniform), best)
+    x = penalized(logits.to(torch.promote_types(logits.dtype, torch.float32)), c, prompts, generated)
+    top, best = x.max(-1)
+    if c.temperature is not None:
+        assert uniform is not None, "a draw needs a random number"
+        warm = c.temperature > 0
+        x = x / torch.where(warm, c.temperature, 1.0).unsqueeze(-1)
+        best = torch.where(warm, _draw(_filtered(x, c), uniform), best)
+    return torch.where(top.isfinite(), best, -1)
 
 
-def _penalized(x: Tensor, c: Choice, prompts: Tensor | None, generated: Tensor | None) -> Tensor:
-    if c.repetition is None and c.presence is None and c.frequency is None:
+def penalized(x: Tensor, c: Choice, prompts: Tensor | None, generated: Tensor | None) -> Tensor:
+    """x (rows, vocabulary) after repetition, frequency and presence."""
+    if not c.penalizes:
         return x
     assert prompts is not None and generated is not None, "penalties need the tokens so far"
     counts = _counts(generated, x)

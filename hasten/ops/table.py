@@ -117,6 +117,11 @@ def op(reference: Function) -> Op:
     return made
 
 
+def forced() -> str | None:
+    """The backend that every op runs on here, if `use` says so."""
+    return _forced.get()
+
+
 @contextmanager
 def use(backend: str | None) -> Iterator[None]:
     """Run every op inside on one backend, or fail; None restores free choice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,4 +113,37 @@ WRITES: dict[str, Maker] = {
     "a run behind a skipped one": partial(write_case, (-1, 0, 1)),
     "all skipped": partial(write_case, (-1, -1)),
     "nothing": partial(write_case, ()),
+}
+
+
+def packed_case(
+    lengths: tuple[int, ...],
+    heads: tuple[int, int, int],
+    d: torch.dtype,
+    causal: bool = False,
+    sinks: bool = False,
+    gap: bool = False,
+    **more: Any,
+) -> tuple[Any, ...]:
+    """gap: q, k and v are slices of one tensor, as a product leaves them."""
+    h, kv, dim = heads
+    made = random(sum(lengths), h + 2 * kv, dim, dtype=d)
+    q, k, v = made.split((h, kv, kv), 1)
+    if not gap:
+        q, k, v = (t.contiguous() for t in (q, k, v))
+    starts = torch.tensor((0, *lengths)).cumsum(0).int()
+    a = replace(attention(h, kv, dim, **more), causal=causal)
+    return q, k, v, starts, a, random(h, dtype=d) if sinks else None
+
+
+PACKED: dict[str, Maker] = {
+    "sequences": partial(packed_case, (5, 1, 9), (4, 4, 8)),
+    "one sequence, strided": partial(packed_case, (7,), (3, 3, 10), gap=True),
+    "an empty one": partial(packed_case, (4, 0, 3), (2, 1, 16)),
+    "causal": partial(packed_case, (6, 4), (4, 2, 8), causal=True, gap=True),
+    "causal, window": partial(packed_case, (6, 9), (4, 2, 8), causal=True, window=3),
+    "soft-cap": partial(packed_case, (6, 3), (2, 2, 8), softcap=2.0),
+    "sinks": partial(packed_case, (6, 3), (4, 2, 8), sinks=True),
+    "longer than a tile": partial(packed_case, (70, 3, 21), (2, 1, 24)),
+    "nothing": partial(packed_case, (0,), (2, 2, 8)),
 }

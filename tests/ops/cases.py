@@ -11,8 +11,9 @@ from hasten.ops import ACTS, GATED, rope_table
 from hasten.ops.sample import Choice
 from hasten.spec import Rope
 from tests.ops.arguments import Maker, convert, matrix, norm_layer, random, strided, tensors
-from tests.ops.attention_cases import ATTENDS, PAGES, WRITES
-from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, UPS
+from tests.ops.attention_cases import ATTENDS, PACKED, PAGES, WRITES
+from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, SETTLES, UPS
+from tests.ops.step_cases import ADVANCES, EMBEDS
 
 __all__ = ["CASES", "convert", "tensors"]
 
@@ -117,7 +118,10 @@ CASES: dict[str, dict[str, Maker]] = {
     | {"silu, strided": partial(halves, (3, 34), "silu", gap=True)},
     "linear": LINEARS,
     "rope": ROPES,
+    "embed": EMBEDS,
+    "advance": ADVANCES,
     "attend": ATTENDS,
+    "attend_packed": PACKED,
     "attend_pages": PAGES,
     "write_pages": WRITES,
     "route": ROUTES,
@@ -125,6 +129,7 @@ CASES: dict[str, dict[str, Maker]] = {
     "experts": EXPERTS,
     "qkv": QKVS,
     "project": PROJECTS,
+    "settle": SETTLES,
     "up": UPS,
     "head": HEADS,
 }

@@ -122,6 +122,37 @@ PROJECTS: dict[str, Maker] = {
 }
 
 
+def settle_case(
+    shape: tuple[int, ...],
+    d: torch.dtype,
+    inner: str | None = None,
+    outer: str | None = None,
+    scale: float = 1.0,
+    own: bool = False,
+    gap: bool = False,
+    **more: Any,
+) -> tuple[Any, ...]:
+    width = shape[-1]
+    y, residual = random(*shape, dtype=d), random(*shape, dtype=d)
+    norms = (None if k is None else norm_layer(d, width, kind=k, bias=k == "layer", **more) for k in (inner, outer))
+    own_scale = random(width, dtype=d) if own else None
+    return strided(y) if gap else y, strided(residual) if gap else residual, *norms, scale, own_scale
+
+
+SETTLES: dict[str, Maker] = {
+    "residual": partial(settle_case, (2, 3, 37)),
+    "inner norm": partial(settle_case, (5, 64), inner="rms"),
+    "inner norm, gemma": partial(settle_case, (5, 40), inner="rms", wide=True, offset=1.0),
+    "outer norm": partial(settle_case, (2, 3, 37), outer="layer"),
+    "both norms": partial(settle_case, (3, 130), inner="layer", outer="rms"),
+    "everything": partial(settle_case, (11, 12), inner="rms", outer="layer", scale=0.3, own=True),
+    "scales": partial(settle_case, (1, 1, 33), scale=0.22, own=True),
+    "one row": partial(settle_case, (1, 300), inner="layer"),
+    "strided": partial(settle_case, (3, 4, 33), outer="rms", gap=True),
+    "empty": partial(settle_case, (0, 8), outer="layer"),
+}
+
+
 def up_case(
     shape: tuple[int, ...], act: str, gated: bool, d: torch.dtype, before: bool = True, gap: bool = False
 ) -> tuple[Any, ...]:
@@ -141,12 +172,15 @@ UPS: dict[str, Maker] = {
 }
 
 
-def head_case(shape: tuple[int, ...], h: Head, d: torch.dtype) -> tuple[Any, ...]:
-    return random(*shape, dtype=d), matrix(d, 101, shape[-1], bias=h.bias), h
+def head_case(shape: tuple[int, ...], h: Head, d: torch.dtype, before: bool = False) -> tuple[Any, ...]:
+    n = norm_layer(d, shape[-1], kind="rms", bias=False) if before else None
+    return random(*shape, dtype=d), n, matrix(d, 101, shape[-1], bias=h.bias), h
 
 
 HEADS: dict[str, Maker] = {
     "tied": partial(head_case, (2, 3, 17), Head(True)),
+    "behind a norm": partial(head_case, (2, 17), Head(True), before=True),
+    "one row behind a norm": partial(head_case, (1, 17), Head(True), before=True),
     "biased": partial(head_case, (3, 17), Head(False, bias=True)),
     "scaled and soft-capped": partial(head_case, (1, 17), Head(True, scale=0.25, softcap=3.0)),
     "empty": partial(head_case, (0, 17), Head(True)),

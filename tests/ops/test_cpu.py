@@ -25,7 +25,7 @@ def runners(op: Op) -> Iterator[tuple[str, Runner]]:
     """(name, (function, accepts)) of the reference and of each implementation that serves calls on the CPU."""
     yield "reference", (op.reference, always)
     for number, i in enumerate(op.implementations):
-        if i.backend != "triton":
+        if i.backend != "triton" and "cpu" in i.devices:
             yield f"{i.backend}-{number}", (i.run, i.accepts)
 
 

@@ -153,4 +153,4 @@ def test_up_is_norm_product_and_activation(case: str) -> None:
 def test_head_scales_before_and_caps_after() -> None:
     x, m = random(3, 17), Matrix(random(101, 17), random(101))
     want = 3.0 * torch.tanh((0.25 * x @ m.weight.T + m.bias) / 3.0)
-    equal(head(x, m, Head(False, bias=True, scale=0.25, softcap=3.0)), want)
+    equal(head(x, None, m, Head(False, bias=True, scale=0.25, softcap=3.0)), want)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -47,8 +47,10 @@ def place(value: Any, device: str) -> Any:
     """The same arguments on a device, strides kept."""
     if isinstance(value, Tensor):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device).copy_(value)
-    if isinstance(value, NormLayer):
-        return replace(value, weight=place(value.weight, device), bias=place(value.bias, device))
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: getattr(value, f.name) for f in fields(value)}
+        moved = {name: place(v, device) for name, v in inside.items() if isinstance(v, Tensor)}
+        return replace(value, **moved) if moved else value
     return tuple(place(v, device) for v in value) if isinstance(value, tuple) else value
 
 

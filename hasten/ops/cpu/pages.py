@@ -54,7 +54,8 @@ def _(
         behind = 0 if a.window is None else max(length - len(new) - a.window + 1, 0)
         k, v = _tokens((keys, values), tables[r], behind, length)
         out.append(_causal(new[None], k, v, a, slopes, sinks)[0])
-    return out[0] if len(out) == 1 else torch.cat([*out, q[:0]])
+    rest = len(q) - bounds[-1]  # tokens that belong to no sequence
+    return out[0] if len(out) == 1 and not rest else torch.cat([*out, torch.zeros_like(q[:rest])])
 
 
 def _tokens(pools: tuple[Tensor, Tensor], table: Tensor, first: int, last: int) -> list[Tensor]:

@@ -1,5 +1,45 @@
 """Triton implementations: importing this package registers every one of them with its op."""
 
-from hasten.ops.triton import act, attend_pages, norm, rope, write_pages
+from hasten.ops.triton import (
+    act,
+    advance,
+    attend,
+    attend_pages,
+    attend_step,
+    embed,
+    expert_groups,
+    experts,
+    gemv,
+    gemv_qkv,
+    many_rows,
+    norm,
+    product,
+    rope,
+    route,
+    sample,
+    settle,
+    turn_heads,
+    write_pages,
+)
 
-__all__ = ["act", "attend_pages", "norm", "rope", "write_pages"]
+__all__ = [
+    "act",
+    "advance",
+    "attend",
+    "attend_pages",
+    "attend_step",
+    "embed",
+    "expert_groups",
+    "experts",
+    "gemv",
+    "gemv_qkv",
+    "many_rows",
+    "norm",
+    "product",
+    "rope",
+    "route",
+    "sample",
+    "settle",
+    "turn_heads",
+    "write_pages",
+]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hasten.ops.act import act, gated
 from hasten.ops.triton.arrange import dense, served
-from hasten.ops.triton.curves import sigmoid, tanh
+from hasten.ops.triton.curves import gelu, sigmoid, tanh
+from hasten.ops.triton.launch import dependent, go, wait
 
 CURVES = frozenset(("relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"))
 
@@ -24,7 +25,7 @@ def curve(x, KIND: tl.constexpr):
     elif KIND == "relu2":
         y = tl.where(x < 0.0, 0.0, x * x)
     elif KIND == "gelu":
-        y = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+        y = gelu(x)
     elif KIND == "gelu_tanh":
         y = x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # 1 + tanh(u) = 2 sigmoid(2 u)
     elif KIND == "quick_gelu":
@@ -38,20 +39,29 @@ def curve(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def activate(x, out, width, x_row, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def gated_curve(gate, up, KIND: tl.constexpr):
+    """One of CURVES of the gate, or GPT-OSS's `clamped_swiglu`, times the other half; of float32 values."""
+    if KIND == "clamped_swiglu":
+        gate = tl.where(gate > 7.0, 7.0, gate)
+        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up))
+        y = curve(gate, "quick_gelu") * (up + 1.0)
+    else:
+        y = curve(gate, KIND) * up
+    return y
+
+
+@triton.jit
+def activate(x, out, width, x_row, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    go(PDL)
     blocks = tl.cdiv(width, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     i = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = i < width
+    wait(PDL)
     y = tl.load(x + row * x_row + i, mask=inside, other=0.0).to(tl.float32)
     if GATED:
         up = tl.load(x + row * x_row + width + i, mask=inside, other=0.0).to(tl.float32)
-        if KIND == "clamped_swiglu":
-            y = tl.where(y > 7.0, 7.0, y)
-            up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up))
-            y = curve(y, "quick_gelu") * (up + 1.0)
-        else:
-            y = curve(y, KIND) * up
+        y = gated_curve(y, up, KIND)
     else:
         y = curve(y, KIND)
     tl.store(out + row * width + i, y.to(out.dtype.element_ty), mask=inside)
@@ -85,6 +95,7 @@ def _run(x: Tensor, kind: str, width: int) -> Tensor:
             GATED=width != x.shape[-1],
             BLOCK=shape.block,
             num_warps=shape.warps,
+            **dependent(x.device),
         )
     return out
 

@@ -15,27 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import attend_pages
-from hasten.ops.triton.arrange import dense, interpreted, processors, served
-from hasten.ops.triton.curves import tanh
-from hasten.ops.triton.tiles import gather, sequence_of
+from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.launch import dependent, go, wait
+from hasten.ops.triton.tiles import absorb, answer, gather, leave, operands, places, sequence_of
+from hasten.ops.workspace import counters
 from hasten.spec import Attention
 
 LARGEST_TILE = 128 * 256  # rows times head_dim whose sums fit into registers: half as many where float32 is multiplied
-
-
-@triton.jit
-def shown(score, key, here, stop, slope, softcap, window):
-    """Logarithms to base two of what the softmax weighs: capped, lowered by distance, minus infinity where unseen."""
-    LOG2E: tl.constexpr = 1.4426950408889634
-    distance = key[None, :] - here[:, None]
-    if softcap is not None:
-        score = softcap * tanh(score / softcap)
-    if slope is not None:
-        score += slope[:, None] * distance.to(tl.float32)
-    seen = (distance <= 0) & (key < stop)[None, :]
-    if window is not None:
-        seen &= distance > -window
-    return tl.where(seen, score * LOG2E, float("-inf"))
 
 
 @triton.jit
@@ -54,18 +40,16 @@ def attend_tile(
     totals,
     arrived,
     sequences,
+    kv_heads,
     scale,
     softcap,
     window,
     tables_row,
     q_token,
     q_head,
-    keys_page,
-    keys_token,
-    keys_head,
-    values_page,
-    values_token,
-    values_head,
+    page_row,
+    token_row,
+    head_row,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -74,10 +58,18 @@ def attend_tile(
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
     SPLITS: tl.constexpr,
+    PART: tl.constexpr,
     AHEAD: tl.constexpr,
+    BARE: tl.constexpr,
     DOT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    go(PDL)
+    back, split = (
+        tl.num_programs(0) - 1 - tl.program_id(0),
+        tl.program_id(1),
+    )  # the longest tiles, a prompt's last, first
+    tile, kv_head = back // kv_heads, back % kv_heads
     r = sequence_of(starts, tile, sequences, QUERIES)
     first = tl.load(starts + r).to(tl.int32)
     fresh = tl.load(starts + r + 1).to(tl.int32) - first
@@ -85,18 +77,12 @@ def attend_tile(
     if earlier >= fresh:
         return
     length = tl.load(lengths + r).to(tl.int32)
-    m = tl.arange(0, ROWS)
-    i = tl.arange(0, DIM)
-    token = earlier + m // GROUP
-    head = kv_head * GROUP + m % GROUP
-    here = length - fresh + token
-    inside = ((m < QUERIES * GROUP) & (token < fresh))[:, None] & (i < HEAD_DIM)[None, :]
-    query_at = (first + token).to(tl.int64) * q_token + head * q_head
-    query = tl.load(q + query_at[:, None] + i[None, :], mask=inside, other=0.0).to(DOT)
-
-    slope = None
+    m, i = tl.arange(0, ROWS), tl.arange(0, DIM)
+    here = length - fresh + earlier + m // GROUP
+    token, tokens, head = first + earlier, tl.minimum(fresh - earlier, QUERIES), kv_head * GROUP
+    width, slope = (i < HEAD_DIM)[None, :], None
     if slopes is not None:
-        slope = tl.load(slopes + head).to(tl.float32)
+        slope = tl.load(slopes + head + m % GROUP).to(tl.float32)
 
     # |---- before the window ----|---- blocks of KEYS, a run of them per split ----|---- behind the last query ----|
     last = tl.minimum(length - fresh + earlier + QUERIES, length)
@@ -113,48 +99,43 @@ def attend_tile(
     start = (block + split * run) * KEYS
     stop = tl.minimum(start + run * KEYS, last)
 
+    wait(PDL)
+    query_at = (token + m // GROUP).to(tl.int64) * q_token + (head + m % GROUP) * q_head
+    query = tl.load(q + query_at[:, None] + i[None, :], mask=(m < tokens * GROUP)[:, None] & width, other=0.0).to(DOT)
+    table, keys, values = tables + r.to(tl.int64) * tables_row, keys + kv_head * head_row, values + kv_head * head_row
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     y = tl.zeros((ROWS, DIM), tl.float32)
-    for at in range(start, stop, KEYS):
+    whole = start
+    if BARE:
+        whole = tl.maximum(start, tl.minimum(stop, length - fresh + earlier + 1) // KEYS * KEYS)
+        for at in range(start, whole, KEYS):
+            key = at + tl.arange(0, KEYS)
+            place = places(table, key, stop, page_row, token_row, PAGE, PDL) + i[None, :]
+            k, v = tl.load(keys + place, mask=width, other=0.0), tl.load(values + place, mask=width, other=0.0)
+            peak, total, y = absorb(
+                query, k, v, key, here, stop, slope, scale, softcap, window, peak, total, y, DOT, WHOLE=True
+            )
+    for at in range(whole, stop, KEYS):
         key = at + tl.arange(0, KEYS)
-        page = tl.load(tables + r.to(tl.int64) * tables_row + key // PAGE, mask=key < stop, other=0).to(tl.int64)
-        cached = (key < stop)[:, None] & (i < HEAD_DIM)[None, :]
-        key_at = page * keys_page + (key % PAGE) * keys_token + kv_head * keys_head
-        k = tl.load(keys + key_at[:, None] + i[None, :], mask=cached, other=0.0).to(DOT)
-        score = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
-        score = shown(score, key, here, stop, slope, softcap, window)
-        higher = tl.maximum(peak, tl.max(score, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
-        share = tl.math.exp2(score - base[:, None])
-        shrink = tl.math.exp2(peak - base)
-        value_at = page * values_page + (key % PAGE) * values_token + kv_head * values_head
-        v = tl.load(values + value_at[:, None] + i[None, :], mask=cached, other=0.0).to(DOT)
-        y = y * shrink[:, None] + tl.dot(share.to(DOT), v, input_precision="ieee")
-        total = total * shrink + tl.sum(share, 1)
-        peak = higher
+        place = places(table, key, stop, page_row, token_row, PAGE, PDL) + i[None, :]
+        cached = (key < stop)[:, None] & width
+        k, v = tl.load(keys + place, mask=cached, other=0.0), tl.load(values + place, mask=cached, other=0.0)
+        peak, total, y = absorb(
+            query, k, v, key, here, stop, slope, scale, softcap, window, peak, total, y, DOT, WHOLE=False
+        )
 
-    finishes = splits == 1
-    if SPLITS > 1:  # noqa: SIM102 - this one is decided when the kernel is compiled
-        if splits > 1:
-            cell = r.to(tl.int64) * tl.num_programs(1) + kv_head
-            left = (cell * SPLITS + split) * ROWS + m
-            tl.store(peaks + left, peak)
-            tl.store(totals + left, total)
-            tl.store(partial + left[:, None] * HEAD_DIM + i[None, :], y, mask=inside)
-            tl.debug_barrier()  # every thread's stores come before the one thread's release below
-            finishes = tl.atomic_add(arrived + cell, 1, sem="acq_rel") == splits - 1
-            if finishes:
-                peak, total, y = gather(partial, peaks, totals, cell * SPLITS, splits, m, i, inside, HEAD_DIM, AHEAD)
-    if finishes:
-        if sinks is not None:
-            sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634  # log2(e)
-            base = tl.maximum(peak, sink)
-            y = y * tl.math.exp2(peak - base)[:, None]
-            total = total * tl.math.exp2(peak - base) + tl.math.exp2(sink - base)
-        y = y / tl.where(total > 0.0, total, 1.0)[:, None]
-        out_at = ((first + token).to(tl.int64) * (tl.num_programs(1) * GROUP) + head) * HEAD_DIM
-        tl.store(out + out_at[:, None] + i[None, :], y.to(out.dtype.element_ty), mask=inside)
+    if SPLITS == 1 or splits == 1:
+        answer(out, sinks, m, i, token, tokens, head, kv_heads * GROUP, peak, total, y, GROUP, HEAD_DIM)
+    else:
+        cell = r.to(tl.int64) * kv_heads + kv_head
+        leave(partial, peaks, totals, cell * SPLITS + split, m, i, ROWS, peak, total, y, HEAD_DIM)
+        if tl.atomic_add(arrived + cell, 1, sem="acq_rel") == splits - 1:
+            for some in range(0, ROWS, PART):
+                g = some + tl.arange(0, PART)
+                highest, sums, z = gather(partial, peaks, totals, cell * SPLITS, splits, g, i, ROWS, HEAD_DIM, AHEAD)
+                answer(out, sinks, g, i, token, tokens, head, kv_heads * GROUP, highest, sums, z, GROUP, HEAD_DIM)
+            tl.store(arrived + cell, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +145,11 @@ class AttendLaunch:
     keys: int  # in one step of the loop
     dim: int
     splits: int  # at most
-    ahead: int  # splits whose answers are read at once
+    part: int  # rows that are put together at once
+    ahead: int  # splits whose answers for them are read at once
     warps: int
     stages: int
+    bare: bool  # blocks that every row sees go without masks
 
 
 def smallest_tile(a: Attention) -> tuple[int, int]:
@@ -183,8 +166,7 @@ def attend_launch(
     """
     power, group = triton.next_power_of_2, a.heads // a.kv_heads
     least, dim = smallest_tile(a)
-    most = 16 if wide else 64 if dim > 128 else 128
-    rows = max(least, min(power(group * triton.cdiv(tokens, sequences)), most))
+    rows = max(least, min(power(group * triton.cdiv(tokens, sequences)), 16 if wide else 64 if dim > 128 else 128))
     if wide:
         keys, warps, stages = (32 if rows == 16 else 16), min(max(rows * dim // 256, 4), 16), 1
     else:
@@ -193,15 +175,19 @@ def attend_launch(
     splits = min(power(room + 1) // 2, power(triton.cdiv(capacity, keys)), 32)
     if sequences == 1 and tokens > rows // group:
         splits = 1  # several tiles, for certain
+    numbers = (256 if wide else 512) * warps  # of a row of sums that are read at once
+    part = min(rows, numbers // dim)
     return AttendLaunch(
         queries=rows // group,
         rows=rows,
         keys=keys,
         dim=dim,
         splits=splits,
-        ahead=max(1, min(4, 2048 * warps // (rows * dim))),
+        part=part,
+        ahead=1 if wide else min(4, 2 * numbers // (part * dim)),
         warps=warps,
         stages=stages,
+        bare=not wide and a.window is None and rows > 16,
     )
 
 
@@ -216,17 +202,11 @@ def _accepts(
     slopes: Tensor | None,
     sinks: Tensor | None,
 ) -> bool:
-    dense_pools = keys.stride(-1) == values.stride(-1) == 1
     rows, dim = smallest_tile(a)
-    largest = LARGEST_TILE // 2 if _operands(q, keys, values) == torch.float32 else LARGEST_TILE
-    fits = rows <= 128 and dim <= 256 and rows * dim <= largest
-    return dense_pools and fits and served(q, keys, values, slopes, sinks)
-
-
-def _operands(q: Tensor, keys: Tensor, values: Tensor) -> torch.dtype:
-    """What the matrix products take: the interpreter multiplies bfloat16 wrongly."""
-    widest = torch.promote_types(q.dtype, torch.promote_types(keys.dtype, values.dtype))
-    return torch.float32 if interpreted() and widest == torch.bfloat16 else widest
+    largest = LARGEST_TILE // 2 if operands(q, keys, values) == torch.float32 else LARGEST_TILE
+    alike = keys.stride() == values.stride() and keys.stride(-1) == 1
+    fits = starts is not None and rows <= 128 and dim <= 256 and rows * dim <= largest  # steps are attend_step.py's
+    return alike and fits and served(q, keys, values, slopes, sinks)
 
 
 @attend_pages.register("triton", devices="cuda", accepts=_accepts)
@@ -244,24 +224,20 @@ def _(
     tokens, sequences, out = len(q), len(lengths), q.new_empty(q.shape)
     if not out.numel():
         return out
-    q, page = dense(q), keys.shape[1]
-    if starts is None:
-        starts = torch.arange(sequences + 1, device=q.device)
-    dot = _operands(q, keys, values)
-    wide, capacity = dot == torch.float32, tables.shape[1] * page
-    shape = attend_launch(tokens, sequences, capacity, a, wide, processors(q.device))
+    assert starts is not None
+    q, tables, page, dot = dense(q), dense(tables), keys.shape[1], operands(q, keys, values)
+    shape = attend_launch(tokens, sequences, tables.shape[1] * page, a, dot == torch.float32, processors(q.device))
     tiles = (tokens + sequences * (shape.queries - 1)) // shape.queries
     cells = sequences * a.kv_heads * shape.splits if shape.splits > 1 else 0
     partial, peaks, totals = (
         q.new_empty(cells * shape.rows * width, dtype=torch.float32) for width in (a.head_dim, 1, 1)
     )
-    arrived = q.new_zeros(sequences * a.kv_heads if cells else 0, dtype=torch.int32)
     with torch.cuda.device_of(q):
-        attend_tile[(tiles, a.kv_heads, shape.splits)](
+        attend_tile[(tiles * a.kv_heads, shape.splits)](
             q,
             keys,
             values,
-            dense(tables),
+            tables,
             starts.contiguous(),
             lengths.contiguous(),
             slopes,
@@ -270,15 +246,15 @@ def _(
             partial,
             peaks,
             totals,
-            arrived,
+            counters(sequences * a.kv_heads, q.device) if cells else totals,
             sequences,
+            a.kv_heads,
             a.scale,
             a.softcap,
             a.window,
             tables.stride(0),
             *q.stride()[:2],
             *keys.stride()[:3],
-            *values.stride()[:3],
             HEAD_DIM=a.head_dim,
             PAGE=page,
             GROUP=a.heads // a.kv_heads,
@@ -287,9 +263,12 @@ def _(
             KEYS=shape.keys,
             DIM=shape.dim,
             SPLITS=shape.splits,
+            PART=shape.part,
             AHEAD=shape.ahead,
+            BARE=shape.bare,
             DOT=getattr(tl, str(dot).removeprefix("torch.")),
             num_warps=shape.warps,
             num_stages=shape.stages,
+            **dependent(q.device),
         )
     return out

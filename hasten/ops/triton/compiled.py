@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +37,9 @@ class Binary:
     registers: int  # of each thread
     spilled: int  # bytes of each thread's registers that lie in memory
     shared: int  # bytes, of each block
-    wide_loads: int  # instructions that load 16 bytes
+    wide_loads: int  # instructions that load 16 bytes, or a tile
     tensor_cores: str  # the widest matrix instruction: HGMMA, HMMA or none
+    order: str  # what touches memory around the wait for the kernel before: "PREEXIT LDG.128*8 ACQBULK LDG*4 STG"
 
 
 class CompilingDriver(DriverBase):
@@ -107,9 +109,21 @@ def inspect(name: str, warps: int, cubin: bytes, shared: int) -> Binary:
         registers=found["REG"],
         spilled=found["STACK"] + found["LOCAL"],
         shared=shared,
-        wide_loads=len(re.findall(r"\b(?:LDG\.E|LDGSTS\.E)[.\w]*\.128", code)),
+        wide_loads=len(re.findall(r"\b(?:LDG\.E|LDGSTS\.E)[.\w]*\.128|\bUTMALDG\b", code)),
         tensor_cores=next((i for i in ("HGMMA", "HMMA") if i in code), "none"),
+        order=memory_order(code),
     )
+
+
+def memory_order(code: str) -> str:
+    """Loads and stores of memory, PREEXIT and ACQBULK (launch.py's `go` and `wait`) as they stand in the machine code.
+
+    LDG loads into registers, LDGSTS and UTMALDG into shared memory, UBLKPF into the second-level cache, STG stores;
+    .128 marks what moves 16 bytes at once, *8 a run of eight.
+    """
+    found = re.findall(r"\b(PREEXIT|ACQBULK|(?:LDG|LDGSTS|UTMALDG|UBLKPF|STG)\b(?=\.))(?:[.\w]*(\.128)\b)?", code)
+    runs = [(name, len(list(run))) for name, run in groupby(opcode + width for opcode, width in found)]
+    return " ".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
 
 
 def _cuobjdump(option: str, path: str) -> str:

@@ -11,8 +11,28 @@ from torch import Tensor
 
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.triton.arrange import rows, served
+from hasten.ops.triton.launch import dependent, go, wait
 
 WIDEST = 16384  # 16 values in each of 1,024 threads; twice as many spill in float32
+
+
+@triton.jit
+def normalized(y, inside, w, b, width, eps, offset, KIND: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr):
+    """Rows of float32 y, zero outside, normalised, times offset + w, plus b where there is one: in float32.
+
+    Root-mean-square norms that are not WIDE round both factors to DTYPE before they meet, as transformers does.
+    """
+    if KIND == "layer":
+        y = tl.where(inside, y - (tl.sum(y, 1) / width)[:, None], 0.0)
+    y = y * tl.math.rsqrt(tl.sum(y * y, 1) / width + eps)[:, None]
+    if KIND == "layer" or WIDE:
+        y = y * (offset + w.to(tl.float32))
+    else:
+        w = (offset + w.to(DTYPE).to(tl.float32)).to(DTYPE)
+        y = y.to(DTYPE).to(tl.float32) * w.to(tl.float32)
+    if b is not None:
+        y += b.to(tl.float32)
+    return y
 
 
 @triton.jit
@@ -34,25 +54,21 @@ def norm_rows(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    go(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.arange(0, BLOCK)
     inside = (row < count)[:, None] & (i < width)[None, :]
     lane = row % inner
-    start = (row // inner).to(tl.int64) * x_outer + lane.to(tl.int64) * x_inner
-    y = tl.load(x + start[:, None] + i[None, :], mask=inside, other=0.0).to(tl.float32)
     w = tl.load(weight + (lane * w_row)[:, None] + i[None, :], mask=inside, other=0.0)
-    if KIND == "layer":
-        y = tl.where(inside, y - (tl.sum(y, 1) / width)[:, None], 0.0)
-    y = y * tl.math.rsqrt(tl.sum(y * y, 1) / width + eps)[:, None]
-    if KIND == "layer" or WIDE:
-        y = y * (offset + w.to(tl.float32))
-    else:
-        # both factors are rounded to x's dtype before they meet, as transformers rounds them
-        w = (offset + w.to(out.dtype.element_ty).to(tl.float32)).to(out.dtype.element_ty)
-        y = y.to(out.dtype.element_ty).to(tl.float32) * w.to(tl.float32)
+    b = None
     if bias is not None:
-        y += tl.load(bias + (lane * b_row)[:, None] + i[None, :], mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(bias + (lane * b_row)[:, None] + i[None, :], mask=inside, other=0.0)
+    start = (row // inner).to(tl.int64) * x_outer + lane.to(tl.int64) * x_inner
+    wait(PDL)
+    y = tl.load(x + start[:, None] + i[None, :], mask=inside, other=0.0).to(tl.float32)
+    y = normalized(y, inside, w, b, width, eps, offset, KIND, WIDE, out.dtype.element_ty)
     tl.store(out + row.to(tl.int64)[:, None] * width + i[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -105,5 +121,6 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
             ROWS=shape.rows,
             BLOCK=shape.block,
             num_warps=shape.warps,
+            **dependent(x.device),
         )
     return out

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hasten.ops.rope import rope
 from hasten.ops.triton.arrange import dense, rows, served
+from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Rope
 
 
@@ -32,7 +33,9 @@ def rotate(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
     TAIL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    go(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     present = (row < count)[:, None]
     token = (row // heads).to(tl.int64)
@@ -40,6 +43,7 @@ def rotate(
     target = out + row.to(tl.int64)[:, None] * head_dim
     pair = tl.arange(0, HALF)[None, :]
     inside = present & (pair < half)
+    wait(PDL)
     c = tl.load(cos + token[:, None] * cos_token + pair, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + token[:, None] * sin_token + pair, mask=inside, other=0.0).to(tl.float32)
     if PAIRING == "halves":
@@ -106,5 +110,6 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, r: Rope) -> Tensor:
             HALF=shape.half,
             TAIL=shape.tail,
             num_warps=shape.warps,
+            **dependent(x.device),
         )
     return out

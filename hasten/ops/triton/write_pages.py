@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hasten.ops.pages import write_pages
 from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.launch import dependent, go, wait
 
 
 @triton.jit
@@ -32,12 +33,15 @@ def store_slots(
     values_head,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    go(PDL)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     i = tl.arange(0, DIM)[None, :]
     inside = (slot >= 0) & (head < kv_heads) & (i < head_dim)
+    wait(PDL)
     key = tl.load(k + token * k_token + head * k_head + i, mask=inside, other=0.0)
     value = tl.load(v + token * v_token + head * v_head + i, mask=inside, other=0.0)
     key, value = key.to(tl.float32), value.to(tl.float32)
@@ -87,4 +91,5 @@ def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None
             HEADS=shape.heads,
             DIM=shape.dim,
             num_warps=shape.warps,
+            **dependent(k.device),
         )

@@ -1,0 +1,48 @@
+"""From token ids to vectors: what the tables of an embedding hold for a token, its position and its type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hasten.ops.table import op
+from hasten.spec import Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedLayer:
+    """The tables (rows, width) of an embedding beside its description; None: nothing of that kind is added."""
+
+    spec: Tokens
+    tokens: Tensor
+    positions: Tensor | None = None
+    types: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        """What multiplies a token's vector."""
+        s = self.spec
+        return torch.tensor(s.scale, dtype=self.tokens.dtype).item() if s.scale_rounded else s.scale
+
+
+@op
+def embed(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:
+    """Integer ids (...) to (..., width) in the dtype of the token table: scale * token [+ type] [+ position].
+
+    positions and types: integers that broadcast to ids, needed where there is a table; without types all are of type 0.
+    """
+    x = F.embedding(ids, e.tokens)
+    return placed(x if e.scale == 1.0 else x * e.scale, positions, types, e)
+
+
+def placed(x: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:
+    """x (..., width) and what the tables hold for its types and positions."""
+    if e.types is not None:
+        x = x + (e.types[0] if types is None else F.embedding(types, e.types))
+    if e.positions is not None:
+        assert positions is not None, "a table of positions needs positions"
+        x = x + F.embedding(positions + e.spec.position_offset, e.positions).to(x.dtype)
+    return x

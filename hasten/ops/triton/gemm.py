@@ -1,0 +1,206 @@
+"""Products of some hundred rows with a matrix on the tensor cores, and what follows them while they are in registers.
+
+The time is in the weights' way from memory and in the gaps between kernels, so tiles are small, long sums are split
+over several programs, and a program sends for its weights before it waits for the kernel that makes x. A split product
+leaves its sums in float32; `sums.py` adds them up, in one order whatever happens, and finishes rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hasten.ops.linear import Matrix
+from hasten.ops.triton.act import curve, gated_curve
+from hasten.ops.triton.arrange import interpreted
+from hasten.ops.triton.launch import dependent, go, wait
+
+FEW = 512  # rows up to which weights are sent for early: more rows wait for arithmetic
+
+
+@triton.jit
+def send_for(w, n, columns, first, stop, w_row, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
+    """Bring columns first to stop of matrix rows n, n + 1, ... into the second-level cache, each thread a piece."""
+    piece = tl.arange(0, COLUMNS * PIECES)
+    row = tl.minimum(n + piece // PIECES, columns - 1)
+    size = (stop - first) // (8 * PIECES) * 8  # whole 16 bytes of 16-bit numbers; none where a split has no columns
+    at = w + row.to(tl.int64) * w_row + first + piece % PIECES * size
+    tl.inline_asm_elementwise(
+        "{.reg .pred p; setp.gt.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;}",
+        "=r,l,r",
+        [at.to(tl.int64), tl.zeros_like(piece) + 2 * size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def gemm_tile(
+    x,
+    w,
+    bias,
+    residual,
+    layer_scale,
+    out,
+    rows,
+    columns,
+    depth,
+    x_row,
+    w_row,
+    residual_row,
+    scale,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
+    PIECES: tl.constexpr,
+    DOT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    go(PDL)
+    # tiles in groups of GROUP rows of tiles, so that programs that run together share what they read
+    tile = tl.program_id(0)
+    down, across = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
+    group = tile // (GROUP * across)
+    high = tl.minimum(down - group * GROUP, GROUP)
+    within = tile % (GROUP * across)
+    top, left = (group * GROUP + within % high) * ROWS, within // high * COLUMNS
+
+    split = tl.program_id(1)
+    run = tl.cdiv(tl.cdiv(depth, DEPTH), SPLITS) * DEPTH
+    first = split * run
+    stop = tl.minimum(first + run, depth)
+    if PDL and PIECES > 0:
+        send_for(w, left, columns, first, stop, w_row, COLUMNS, PIECES)
+        if GATED:
+            send_for(w + columns.to(tl.int64) * w_row, left, columns, first, stop, w_row, COLUMNS, PIECES)
+    wait(PDL)
+
+    m, n, d = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
+    inside = (m < rows)[:, None] & (n < columns)[None, :]
+    # rows and columns beyond the end read the last one, which costs no mask in the loop, and are not stored
+    # a tile's corner is a number of 64 bits, and what lies in the tile is few enough bytes from it for 32
+    x_at = x + top.to(tl.int64) * x_row + tl.minimum(m - top, rows - 1 - top)[:, None] * x_row + d[None, :]
+    w_at = w + left.to(tl.int64) * w_row + tl.minimum(n - left, columns - 1 - left)[:, None] * w_row + d[None, :]
+    y = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if GATED:
+        u_at = w_at + columns.to(tl.int64) * w_row
+        u = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for at in range(first, stop, DEPTH):
+        if EVEN:
+            a, b = tl.load(x_at + at), tl.load(w_at + at)
+        else:
+            left_over = (d < stop - at)[None, :]
+            a, b = tl.load(x_at + at, mask=left_over, other=0.0), tl.load(w_at + at, mask=left_over, other=0.0)
+        y = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), y, input_precision="ieee")
+        if GATED:
+            c = tl.load(u_at + at) if EVEN else tl.load(u_at + at, mask=(d < stop - at)[None, :], other=0.0)
+            u = tl.dot(a.to(DOT), tl.trans(c.to(DOT)), u, input_precision="ieee")
+
+    if SPLITS > 1:
+        into = (split * rows + m).to(tl.int64)[:, None] * columns + n[None, :]
+        tl.store(out + into, y, mask=inside)
+        return
+    if bias is not None:
+        y += tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if bias is not None:
+            u += tl.load(bias + columns + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
+        y = gated_curve(y, u, ACT)
+    elif ACT != "none":
+        y = curve(y, ACT)
+    if layer_scale is not None:
+        y *= tl.load(layer_scale + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
+    if residual is not None:
+        beside = residual + m.to(tl.int64)[:, None] * residual_row + n[None, :]
+        y = y * scale + tl.load(beside, mask=inside, other=0.0).to(tl.float32)
+    into = m.to(tl.int64)[:, None] * columns + n[None, :]
+    tl.store(out + into, y.to(out.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True, slots=True)
+class GemmLaunch:
+    rows: int  # of a tile
+    columns: int  # of a tile, and as many again where gated
+    depth: int  # of one step of the sum
+    splits: int  # programs that share a sum
+    group: int  # rows of tiles that programs go through side by side
+    warps: int
+    stages: int
+
+
+def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, processors: int) -> GemmLaunch:
+    """Tiles of 128 x 128 where every processor gets one; else smaller ones, and split sums if allowed.
+
+    What counts for smaller ones is how many bytes are on their way at a time: steps are deep and four are in flight.
+    depth: of the sum. gated: two products a tile. splits: whether the caller can add up.
+    """
+    if triton.cdiv(rows, 128) * triton.cdiv(columns, 64 if gated else 128) >= processors * 15 // 16:
+        return GemmLaunch(128, 64 if gated else 128, 64, 1, 8, 8, 4)
+    # one tile of 128 reads the matrix once where two of 64 read it twice, but leaves twice the processors idle
+    high, across = 64 if rows <= 128 else 128, 32 if gated else 64
+    tiles = triton.cdiv(rows, high) * triton.cdiv(columns, across)
+    most = max(depth // 256, 1) if splits else 1  # a sum no shorter than two steps a program
+    shares = max(min(processors // max(tiles, 1), most, 8), 1)
+    return GemmLaunch(high, across, 128, shares, 8, high // 16, 4)
+
+
+def multiply(
+    x: Tensor,
+    m: Matrix,
+    out: Tensor,
+    shape: GemmLaunch,
+    act: str = "none",
+    gated: bool = False,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    layer_scale: Tensor | None = None,
+) -> None:
+    """act(x W^T + bias) into `out` (rows, columns), or float32 (splits, rows, columns) without bias where it is split.
+
+    x and residual (rows, ...) are flat. Rows of the matrix are [gate | up] where gated.
+    """
+    rows, depth = x.shape
+    columns = m.weight.shape[0] // 2 if gated else m.weight.shape[0]
+    tiles = triton.cdiv(rows, shape.rows) * triton.cdiv(columns, shape.columns)
+    dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
+    ahead = rows <= FEW and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
+    with torch.cuda.device_of(x):
+        gemm_tile[(tiles, shape.splits)](
+            x,
+            m.weight,
+            m.bias,
+            residual,
+            layer_scale,
+            out,
+            rows,
+            columns,
+            depth,
+            x.stride(0),
+            m.weight.stride(0),
+            0 if residual is None else residual.stride(0),
+            scale,
+            ACT=act,
+            GATED=gated,
+            SPLITS=shape.splits,
+            ROWS=shape.rows,
+            COLUMNS=shape.columns,
+            DEPTH=shape.depth,
+            GROUP=shape.group,
+            EVEN=depth % shape.depth == 0,
+            PIECES=max(shape.warps * 32 // shape.columns, 1) if ahead else 0,
+            DOT=getattr(tl, str(dot).removeprefix("torch.")),
+            num_warps=shape.warps,
+            num_stages=shape.stages,
+            **dependent(x.device),
+        )

@@ -1,0 +1,249 @@
+"""Products of one row with a matrix, at the speed of memory: everything that surrounds them happens in registers.
+
+A program owns a few rows of the matrix, whole. It loads them before it waits for the kernel that makes x, so that the
+stream of weights does not stop between kernels; then it normalises x anew, as every program does, for x lies in the
+second-level cache; and it finishes its rows of the answer: bias, activation, gate, residual.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hasten.ops.linear import Matrix, linear
+from hasten.ops.norm import NormLayer
+from hasten.ops.region import head, project, up
+from hasten.ops.triton.act import CURVES, curve
+from hasten.ops.triton.arrange import served
+from hasten.ops.triton.curves import tanh
+from hasten.ops.triton.gemv_launch import gemv_launch
+from hasten.ops.triton.launch import dependent, go, wait
+from hasten.spec import Head, Mlp
+
+WIDEST = 32768  # columns: a row in the registers of 16 warps, 64 numbers a thread
+
+
+@triton.jit
+def load_rows(w, n, present, columns, w_row, BLOCK: tl.constexpr):
+    """Rows n of a matrix, whole, to be read once: (len(n), BLOCK) in the matrix's dtype, zeros where not present."""
+    k = tl.arange(0, BLOCK)
+    inside = present[:, None] & (k < columns)[None, :]
+    at = n.to(tl.int64)[:, None] * w_row + k[None, :]
+    return tl.load(w + at, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_numbers(vector, n, present):
+    """vector[n] in float32, zeros where there is no vector."""
+    found = tl.zeros((n.shape[0],), tl.float32)
+    if vector is not None:
+        found = tl.load(vector + n, mask=present, other=0.0).to(tl.float32)
+    return found
+
+
+@triton.jit
+def load_norm(weight, bias, columns, offset, NORM: tl.constexpr, BLOCK: tl.constexpr):
+    """The norm's weights and biases (BLOCK,) in float32."""
+    k = tl.arange(0, BLOCK)
+    g = tl.full((BLOCK,), 1.0, tl.float32)
+    b = tl.zeros((BLOCK,), tl.float32)
+    if NORM != "none":
+        g = offset + tl.load(weight + k, mask=k < columns, other=0.0).to(tl.float32)
+        if bias is not None:
+            b = tl.load(bias + k, mask=k < columns, other=0.0).to(tl.float32)
+    return g, b
+
+
+@triton.jit
+def products(x, tile, g, b, columns, eps, NORM: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows,): rows of a matrix times the normalised x; rms waits for no sum before the product begins."""
+    k = tl.arange(0, BLOCK)
+    y = tl.load(x + k, mask=k < columns, other=0.0).to(tl.float32)
+    factor = 1.0
+    if NORM == "layer":
+        y = tl.where(k < columns, y - tl.sum(y, 0) / columns, 0.0)
+        y = y * tl.math.rsqrt(tl.sum(y * y, 0) / columns + eps) * g + b
+    elif NORM == "rms":
+        factor = tl.math.rsqrt(tl.sum(y * y, 0) / columns + eps)
+        y = y * g
+    return tl.sum(tile.to(tl.float32) * y[None, :], 1) * factor
+
+
+@triton.jit
+def gemv(
+    x,
+    w,
+    bias,
+    norm_weight,
+    norm_bias,
+    residual,
+    layer_scale,
+    out,
+    rows,
+    columns,
+    w_row,
+    eps,
+    offset,
+    scale,
+    softcap,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    go(PDL)
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = n < rows
+    if GATED:  # rows of the gate and of up, side by side: one sum serves both
+        both = tl.reshape(n[:, None] + tl.arange(0, 2)[None, :] * rows, (2 * ROWS,))
+        present = tl.reshape(tl.broadcast_to(inside[:, None], (ROWS, 2)), (2 * ROWS,))
+    else:
+        both, present = n, inside
+    tile = load_rows(w, both, present, columns, w_row, BLOCK)
+    g, b = load_norm(norm_weight, norm_bias, columns, offset, NORM, BLOCK)
+    added = load_numbers(bias, both, present)
+    stretch = load_numbers(layer_scale, n, inside)
+    wait(PDL)
+    kept = load_numbers(residual, n, inside)
+    a = products(x, tile, g, b, columns, eps, NORM, BLOCK) + added
+    if GATED:
+        a, u = tl.split(tl.reshape(a, (ROWS, 2)))
+        if ACT == "clamped_swiglu":
+            a = tl.minimum(a, 7.0)
+            u = tl.minimum(tl.maximum(u, -7.0), 7.0)
+            a = curve(a, "quick_gelu") * (u + 1.0)
+        else:
+            a = curve(a, ACT) * u
+    elif ACT != "none":
+        a = curve(a, ACT)
+    if softcap is not None:
+        a = softcap * tanh(a / softcap)
+    if layer_scale is not None:
+        a *= stretch
+    if residual is not None:
+        a = a * scale + kept
+    tl.store(out + n, a.to(out.dtype.element_ty), mask=inside)
+
+
+def norm_arguments(n: NormLayer | None) -> tuple[Tensor | None, Tensor | None, float, float, str]:
+    """Weight, bias, eps, offset and kind of a norm that may be absent."""
+    if n is None:
+        return None, None, 0.0, 0.0, "none"
+    bias = n.bias if n.spec.kind == "layer" else None
+    return n.weight, bias, n.spec.eps, n.spec.offset, n.spec.kind
+
+
+def one_row(x: Tensor, m: Matrix, *vectors: Tensor | None) -> bool:
+    """Whether x is one row, the matrix's rows are contiguous and of x's dtype, and every vector is dense."""
+    if not isinstance(m, Matrix) or m.weight.dim() != 2 or x.dim() == 0 or x.numel() != x.shape[-1] or not x.numel():
+        return False
+    w = m.weight
+    dense = w.stride(1) == 1 and all(v is None or v.is_contiguous() for v in (*vectors, m.bias))
+    return dense and w.dtype == x.dtype and 0 < w.shape[1] <= WIDEST and served(x, w, m.bias, *vectors)
+
+
+def row_norm(n: NormLayer | None) -> bool:
+    """Whether a norm is absent or has one dense vector of weights."""
+    return n is None or (n.weight.dim() == 1 and served(n.weight, n.bias) and _dense(n.weight) and _dense(n.bias))
+
+
+def _dense(t: Tensor | None) -> bool:
+    return t is None or t.is_contiguous()
+
+
+def _run(
+    x: Tensor,
+    m: Matrix,
+    before: NormLayer | None = None,
+    *,
+    act: str = "none",
+    gated: bool = False,
+    residual: Tensor | None = None,
+    layer_scale: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    w = m.weight
+    rows, columns = w.shape[0] // (2 if gated else 1), w.shape[1]
+    out = x.new_empty((*x.shape[:-1], rows))
+    weight, bias, eps, offset, kind = norm_arguments(before)
+    shape = gemv_launch(rows, columns, w.element_size(), gated, x.device)
+    with torch.cuda.device_of(x):
+        gemv[(triton.cdiv(rows, shape.rows),)](
+            x.contiguous(),
+            w,
+            m.bias,
+            weight,
+            bias,
+            residual,
+            layer_scale,
+            out,
+            rows,
+            columns,
+            w.stride(0),
+            eps,
+            offset,
+            scale,
+            softcap,
+            NORM=kind,
+            ACT=act,
+            GATED=gated,
+            ROWS=shape.rows,
+            BLOCK=shape.block,
+            num_warps=shape.warps,
+            **dependent(x.device),
+        )
+    return out
+
+
+@linear.register("triton", devices="cuda", accepts=one_row)
+def _(x: Tensor, m: Matrix) -> Tensor:
+    return _run(x, m)
+
+
+def _accepts_head(x: Tensor, before: NormLayer | None, m: Matrix, h: Head) -> bool:
+    return one_row(x, m) and row_norm(before) and h.scale == 1.0
+
+
+@head.register("triton", devices="cuda", accepts=_accepts_head)
+def _(x: Tensor, before: NormLayer | None, m: Matrix, h: Head) -> Tensor:
+    return _run(x, m, before, softcap=h.softcap)
+
+
+def _accepts_up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> bool:
+    known = mlp.act in CURVES or (mlp.gated and mlp.act == "clamped_swiglu")
+    return known and one_row(x, m) and row_norm(before)
+
+
+@up.register("triton", devices="cuda", accepts=_accepts_up)
+def _(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
+    return _run(x, m, before, act=mlp.act, gated=mlp.gated)
+
+
+def _accepts_project(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> bool:
+    return inner is None and outer is None and residual.dtype == x.dtype and one_row(x, m, residual, layer_scale)
+
+
+@project.register("triton", devices="cuda", accepts=_accepts_project)
+def _(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> Tensor:
+    return _run(x, m, residual=residual, layer_scale=layer_scale, scale=scale)

@@ -1,0 +1,131 @@
+"""Products of more than sixty-four rows, and the regions that end with what a kernel does behind the product.
+
+cuBLAS is as good as a product gets; these take what it leaves on the table. Up to FEW rows that is the gap between
+kernels, for ours start early. Beyond, it is the pass over a wide tensor that an activation or a residual costs by
+itself: without either, the product is cuBLAS'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.ops.linear import Matrix, linear
+from hasten.ops.norm import NormLayer, norm
+from hasten.ops.region import project, up
+from hasten.ops.settle import settle
+from hasten.ops.triton.act import CURVES
+from hasten.ops.triton.arrange import interpreted, processors, served
+from hasten.ops.triton.gemm import FEW, GemmLaunch, gemm_launch, multiply
+from hasten.ops.triton.gemm_wide import WideLaunch, described, multiply_wide, wide_launch
+from hasten.ops.triton.norm import WIDEST
+from hasten.ops.triton.sums import add_up
+from hasten.spec import Mlp
+
+FEWEST = 65  # rows; fewer are product.py's
+SMALL = 2**23  # numbers of a matrix that is read in so little time that the gap before it counts
+
+
+def _fits(x: Tensor, m: Matrix, *more: Tensor | None) -> bool:
+    """Whether x and a matrix of rows in one piece, both of 16 bits, are read 16 bytes at a time."""
+    if x.dim() < 2 or x.shape[:-1].numel() < FEWEST or not isinstance(m, Matrix) or m.weight.dim() != 2:
+        return False
+    w, narrow = m.weight, (torch.float16, torch.bfloat16)
+    numbers = x.dtype == w.dtype and (x.dtype in narrow or (interpreted() and x.dtype == torch.float32))
+    whole = w.stride(0) % 16 == 0 and w.shape[0] % 16 == 0 and w.shape[1] % 16 == 0 and described(w)
+    return numbers and whole and served(x, w, m.bias, *more)
+
+
+def _few(x: Tensor, m: Matrix) -> bool:
+    return x.shape[:-1].numel() <= FEW and m.weight.numel() <= SMALL
+
+
+def _wide(x: Tensor, m: Matrix, gated: bool) -> WideLaunch | None:
+    """The launch of the kernel for thousands of rows, where it leaves no processor idle."""
+    rows, columns = x.shape[:-1].numel(), m.weight.shape[0] // (2 if gated else 1)
+    return wide_launch(rows, columns, gated, processors(x.device)) if rows > FEW else None
+
+
+@linear.register("triton", devices="cuda", accepts=lambda x, m: _fits(x, m) and _few(x, m))
+def _(x: Tensor, m: Matrix) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], m.weight.shape[0])
+    multiply(flat(x), m, flat(out), _launch(x, m, False, False))
+    return out
+
+
+def _accepts_up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> bool:
+    """Without a gate, cuBLAS and a kernel for the activation are faster for many rows: 84 us against 97 on an H100."""
+    known = mlp.act in CURVES or (mlp.gated and mlp.act == "clamped_swiglu")
+    return known and _fits(x, m) and (_few(x, m) or (mlp.gated and _wide(x, m, True) is not None))
+
+
+@up.register("triton", devices="cuda", accepts=_accepts_up)
+def _(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
+    x = x if before is None else norm(x, before)
+    out = x.new_empty(*x.shape[:-1], mlp.width)
+    _finish(x, m, out, gated=mlp.gated, act=mlp.act)
+    return out
+
+
+def _accepts_project(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> bool:
+    """Many rows are worth it only where no norm keeps the end of the product from being the end of the region."""
+    if residual.dtype != x.dtype or not _fits(x, m, residual, layer_scale) or len(m.weight) > WIDEST:
+        return False
+    return _few(x, m) or (inner is None and outer is None and _wide(x, m, False) is not None)
+
+
+@project.register("triton", devices="cuda", accepts=_accepts_project)
+def _(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+) -> Tensor:
+    if inner is None and outer is None and _wide(x, m, False) is not None:
+        out = x.new_empty(residual.shape)
+        _finish(x, m, out, residual=flat(residual), scale=scale, layer_scale=layer_scale)
+        return out
+    shape = _launch(x, m, False, True)
+    if shape.splits > 1:
+        sums = torch.empty(shape.splits, *flat(residual).shape, dtype=torch.float32, device=x.device)
+        multiply(flat(x), m, sums, shape)
+        return add_up(sums, m.bias, residual, inner, outer, scale, layer_scale)
+    out = x.new_empty(residual.shape)
+    if inner is None and outer is None:
+        multiply(flat(x), m, flat(out), shape, residual=flat(residual), scale=scale, layer_scale=layer_scale)
+        return out
+    multiply(flat(x), m, flat(out), shape)
+    return settle(out, residual, inner, outer, scale, layer_scale)
+
+
+def _finish(x: Tensor, m: Matrix, out: Tensor, gated: bool = False, **ending: Any) -> None:
+    """The product and what follows it into `out`, by the kernel for thousands of rows or the one for hundreds."""
+    wide = _wide(x, m, gated)
+    if wide is None:
+        multiply(flat(x), m, flat(out), _launch(x, m, gated, False), gated=gated, **ending)
+    else:
+        multiply_wide(flat(x), m, flat(out), wide, gated=gated, **ending)
+
+
+def _launch(x: Tensor, m: Matrix, gated: bool, splits: bool) -> GemmLaunch:
+    columns, depth = m.weight.shape[0] // (2 if gated else 1), m.weight.shape[1]
+    return gemm_launch(x.shape[:-1].numel(), columns, depth, gated, splits, processors(x.device))
+
+
+def flat(x: Tensor) -> Tensor:
+    """(..., width) as (rows, width), as they lie if rows can be read 16 bytes at a time, else copied."""
+    y = x.flatten(0, -2)
+    return y if described(y) else y.clone(memory_format=torch.contiguous_format)
