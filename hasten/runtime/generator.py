@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import collections.abc
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 from hasten.errors import RequestError
 from hasten.model import Transformer
-from hasten.runtime.pages import Pages
+from hasten.runtime.graphs import Recorder
+from hasten.runtime.passes import Pass
 from hasten.runtime.prompts import Bounds, requests
-from hasten.runtime.request import Chosen, Event, FinishReason, Generation, Request, Sampling, Transcript, is_token
+from hasten.runtime.request import Event, Generation, Request, Sampling, is_token
 from hasten.runtime.runner import Runner
+from hasten.runtime.said import Said, Transcript, events, hear
 from hasten.runtime.scheduler import Scheduler
 from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.text import Tokenizer, Voice
 from hasten.spec import Tokens
 
+BUDGET = {"cuda": 2048}
+"""Tokens that go through the model at once where nobody says: enough to keep the device at its speed; 512 elsewhere."""
+
 Samplings = Sampling | Sequence[Sampling] | None
+Voices = dict[Line, Voice | None]
+Answers = collections.abc.Generator[list[Said], None, None]
 
 
 class Generator:
@@ -25,7 +33,8 @@ class Generator:
 
     eos: token ids that end every completion. page_size: tokens in a page. memory_limit: bytes that keys and values may
     take, half of what is free now if not given; they take what they need, and keep it until `close`. max_tokens: of a
-    prompt and its completion. budget: tokens that go through the model at once.
+    prompt and its completion. budget: tokens that go through the model at once. recorder: how decode steps are recorded
+    as a whole; what the device offers if not given.
     """
 
     def __init__(
@@ -37,16 +46,16 @@ class Generator:
         page_size: int = 16,
         memory_limit: int | None = None,
         max_tokens: int | None = None,
-        budget: int = 512,
+        budget: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         given = {"page_size": page_size, "memory_limit": memory_limit, "max_tokens": max_tokens, "budget": budget}
         wrong = [f"{k}={v!r}" for k, v in given.items() if v is not None and (not is_token(v) or v < 1)]
         if wrong:
             raise RequestError(f"{', '.join(wrong)}: not an integer of at least 1")
-        self._runner = Runner(transformer, page_size=page_size, memory_limit=memory_limit)
-        self._pages = Pages(self._runner.pools.limit)
+        self._runner = Runner(transformer, page_size=page_size, memory_limit=memory_limit, recorder=recorder)
         self._ends = frozenset([eos] if isinstance(eos, int) else eos)
-        self._tokenizer, self._budget = tokenizer, budget
+        self._tokenizer, self._budget = tokenizer, budget or BUDGET.get(self._runner.device.type, 512)
         self._bounds = _bounds(transformer, max_tokens)
         self._closed = False
 
@@ -54,6 +63,12 @@ class Generator:
     def memory(self) -> int:
         """Bytes that keys and values take now."""
         return self._runner.pools.bytes
+
+    @property
+    def decoding(self) -> str:
+        """How decode steps run here, for people."""
+        decoder = self._runner.decoder
+        return "decode steps run launch by launch" if decoder is None else str(decoder)
 
     def generate(self, prompts: Iterable[Any], sampling: Samplings = None) -> list[Generation]:
         """Completions in the order of their prompts, those of one prompt (`Sampling.n`) side by side.
@@ -63,14 +78,16 @@ class Generator:
         RequestError before a token is made.
         """
         made = self._requests(prompts, sampling)
-        scripts = {(r.index, sample): Transcript(r, sample) for r in made for sample in range(r.sampling.n)}
-        for event in self._events(made):
-            scripts[event.index, event.sample].events.append(event)
+        lines = self._lines(made)
+        scripts = {line: Transcript(line, voice is not None) for line, voice in lines.items()}
+        for passed in self._passes(lines):
+            for said in passed:
+                scripts[said.line].add(said)
         return [script.generation() for script in scripts.values()]
 
     def stream(self, prompts: Iterable[Any], sampling: Samplings = None) -> Iterator[Event]:
         """The events of `generate`, each as soon as its token is there. Dropping the iterator frees its pages."""
-        return self._events(self._requests(prompts, sampling))
+        return self._events(self._lines(self._requests(prompts, sampling)))
 
     def close(self) -> None:
         """Give back the memory of keys and values; the generator cannot be used any more, the model can."""
@@ -91,68 +108,91 @@ class Generator:
         if self._closed:
             raise RequestError("this generator is closed")
 
-    def _events(self, made: list[Request]) -> Iterator[Event]:
-        scheduler = Scheduler(
-            self._pages,
-            self._runner.pools.page_size,
-            self._budget,
-            restarts=self._runner.restarts,
-            promise=self._runner.device.type == "cpu",
-        )
-        voices: dict[Line, Voice | None] = {}
+    def _lines(self, made: list[Request]) -> Voices:
+        return {Line(r, sample): self._voice(r) for r in made for sample in range(r.sampling.n)}
+
+    def _events(self, lines: Voices) -> Iterator[Event]:
+        passes = self._passes(lines)
         try:
-            for line in (Line(r, sample) for r in made for sample in range(r.sampling.n)):
-                voices[line] = self._voice(line.request)
-                try:
-                    scheduler.add(line)
-                except RequestError as refusal:
-                    yield _rejection(line, voices[line], str(refusal))
+            for passed in passes:
+                for event in events(passed):
+                    self._check_open()
+                    yield event
+        finally:
+            passes.close()
+
+    def _passes(self, lines: Voices) -> Answers:
+        """What came of one pass after the other, rejections first."""
+        scheduler = self._runner.scheduler(self._budget)
+        try:
+            self._runner.reserve([scheduler.most(line) for line in lines])
+            yield [said for line, voice in lines.items() if (said := _rejected(scheduler, line, voice)) is not None]
+            work: Pass | None = None
             while scheduler.running or scheduler.waiting:
-                yield from self._pass(scheduler, voices)
+                self._check_open()
+                work = work or self._start(scheduler)
+                if work is None:
+                    raise RequestError(_starved(scheduler))
+                # |---- on the device: work, then next ----|   while the host hears of `work`, and tells of it
+                following = self._follow(scheduler, work)
+                said = _settle(scheduler, work, lines)
+                work = following or (None if self._runner.decoder is None else self._start(scheduler))
+                yield said
         finally:
             scheduler.clear()
 
-    def _pass(self, scheduler: Scheduler, voices: dict[Line, Voice | None]) -> list[Event]:
-        """One pass through the model, and what came of it."""
-        self._check_open()
+    def _start(self, scheduler: Scheduler) -> Pass | None:
+        """The next pass; None where nothing can run."""
         rows = scheduler.next()
         if not rows:
-            raise RequestError(
-                f"{len(scheduler.waiting)} sequences wait for pages, of which other streams of this generator hold "
-                f"{self._pages.limit - self._pages.free} of {self._pages.limit}: finish those first"
-            )
-        chosen = self._runner.run(rows)
-        scheduler.advance(rows)
-        lines, events = [row.sequence for row in rows if row.samples], []
-        for line, c in zip(lines, chosen, strict=True):
-            line.tokens.append(c.token)
-            event = _event(line, c, voices[line])
-            if event.finish_reason:
-                scheduler.finish(line)
-            events.append(event)
-        return events
+            return None
+        plan = self._runner.plan(rows)
+        return self._runner.start(rows, plan, 1 if plan is None else scheduler.ahead(rows, plan.most))
+
+    def _follow(self, scheduler: Scheduler, work: Pass) -> Pass | None:
+        """The next pass of the same sequences, begun before it is known what this one says; None where one ends in it.
+
+        A sequence that ends by a stop token or string all the same has run on for nothing.
+        """
+        most = self._runner.worth(work)
+        rows = scheduler.follow(work.rows, work.steps) if most else None
+        return self._runner.follow(work, rows, scheduler.ahead(rows, most)) if rows else None
 
     def _voice(self, r: Request) -> Voice | None:
         return None if self._tokenizer is None else Voice(self._tokenizer, r.prompt, r.sampling.stop)
 
 
-def _event(line: Line, c: Chosen, voice: Voice | None) -> Event:
-    r, text = line.request, None
-    reason: FinishReason | None = None
-    if c.token in r.ends:
-        reason = "stop"
-    elif len(line.tokens) >= r.limit:
-        reason = "length"
-    if voice is not None:
-        text = "" if reason == "stop" else voice.say(c.token)
-        text += voice.end() if reason else ""
-        reason = "stop" if voice.stopped else reason
-    return Event(r.index, line.sample, c.token, text, c.logprob, c.likeliest, reason)
+def _rejected(scheduler: Scheduler, line: Line, voice: Voice | None) -> Said | None:
+    """Queue a sequence, or say why it can never run."""
+    try:
+        scheduler.add(line)
+    except RequestError as refusal:
+        return Said(line, voice, [], "rejected", error=str(refusal))
+    return None
 
 
-def _rejection(line: Line, voice: Voice | None, why: str) -> Event:
-    text = None if voice is None else ""
-    return Event(line.request.index, line.sample, None, text, finish_reason="rejected", error=why)
+def _starved(scheduler: Scheduler) -> str:
+    held = scheduler.pages.limit - scheduler.pages.free
+    return (
+        f"{len(scheduler.waiting)} sequences wait for pages, of which other streams of this generator hold {held} of "
+        f"{scheduler.pages.limit}: finish those first"
+    )
+
+
+def _settle(scheduler: Scheduler, work: Pass, voices: Voices) -> list[Said]:
+    """What a pass made, added to its sequences; those that end leave the scheduler."""
+    tokens, scores = work.tokens(), work.scores() or [None] * len(work.lines)
+    scheduler.advance(work.rows)
+    all_said = []
+    for line, new, score in zip(work.lines, tokens, scores, strict=True):
+        if line.ended:  # before these were made
+            continue
+        said = hear(line, voices[line], new, score)
+        line.cached += len(said.tokens) - 1  # each but the last went through the model again
+        if said.reason:
+            scheduler.finish(line)
+        all_said.append(said)
+    return all_said
 
 
 def _bounds(model: Transformer, max_tokens: int | None) -> Bounds:

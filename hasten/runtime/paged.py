@@ -11,6 +11,7 @@ from hasten import ops
 from hasten.model.context import KeysAndValues
 from hasten.runtime.pools import Pools
 from hasten.runtime.scheduler import Row
+from hasten.runtime.transfer import upload
 from hasten.spec import Alibi, Attention, Dynamic, LongRope, Rope
 
 Turn = tuple[Tensor, Tensor]
@@ -20,28 +21,49 @@ class Turns:
     """cos and sin of positions from 0 on, of rotary embeddings that no length changes; kept from pass to pass."""
 
     def __init__(self) -> None:
-        self._tables: dict[Rope, Turn] = {}
+        self._tables: dict[Rope, Tensor] = {}
 
     def at(self, r: Rope, positions: Tensor, highest: int) -> Turn:
         """Of these positions, none above `highest`."""
+        cos, sin = self.table(r, highest + 1, positions.device).index_select(0, positions).chunk(2, -1)
+        return cos, sin
+
+    def table(self, r: Rope, count: int, device: torch.device) -> Tensor:
+        """[cos | sin] of at least the first `count` positions, (positions, r.dim): one lookup gives both."""
         table = self._tables.get(r)
-        if table is None or len(table[0]) <= highest:
-            count = 2 * max(highest + 1, 64)
-            table = self._tables[r] = ops.rope_table(r, torch.arange(count, device=positions.device), 0)
-        return table[0].index_select(0, positions), table[1].index_select(0, positions)
+        if table is None or len(table) < count:
+            positions = torch.arange(2 * max(count, 64), device=device)
+            table = self._tables[r] = torch.cat(ops.rope_table(r, positions, 0), -1)
+        return table
 
     def clear(self) -> None:
         self._tables.clear()
 
 
+class Slopes:
+    """The slopes of alibi on the device, kept from pass to pass."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Alibi, int, float], Tensor] = {}
+
+    def of(self, a: Attention, device: torch.device) -> Tensor | None:
+        """(heads,), what multiplies distances; None where the attention has no alibi."""
+        if not isinstance(a.position, Alibi):
+            return None
+        tag = a.position, a.heads, a.scale
+        if tag not in self._kept:
+            slopes = ops.alibi_slopes(a.position, a.heads).to(device)
+            self._kept[tag] = slopes * a.scale if a.position.scaled else slopes
+        return self._kept[tag]
+
+
 class Paged:
     """hasten.model.Context for one pass of `rows`, whose tokens lie end to end: hidden states are (tokens, width)."""
 
-    def __init__(self, rows: Sequence[Row], positions: Tensor, pools: Pools, turns: Turns) -> None:
+    def __init__(self, rows: Sequence[Row], positions: Tensor, pools: Pools, turns: Turns, slopes: Slopes) -> None:
         self.rows, self.positions, self.pools = rows, positions, pools
-        self._turns = turns
+        self._turns, self._slopes = turns, slopes
         self._turned: dict[Rope, Turn] = {}
-        self._slopes: dict[tuple[Alibi, int, float], Tensor] = {}
         self._place()
 
     def _place(self) -> None:
@@ -56,7 +78,7 @@ class Paged:
             held = pages[:most]
             tables += held + [0] * (most - len(held))
         lengths = [row.stop for row in self.rows]
-        flat = torch.tensor(slots + starts + lengths + tables, device=self.positions.device)
+        flat = upload(slots + starts + lengths + tables, torch.int64, self.positions.device)
         counts = [len(slots), len(starts), len(lengths), len(tables)]
         self.where, self.starts, self.lengths, tables_flat = flat.split(counts)
         self.tables = tables_flat.view(len(self.rows), most)  # (sequences, most pages)
@@ -86,18 +108,11 @@ class Paged:
         keys, values = self.pools.layers[i]
         if isinstance(a.position, Alibi) and a.position.bf16:
             return self._attend_rounded(keys, values, a, a.position, q, sinks)
-        slopes = self._slope(a.position, a) if isinstance(a.position, Alibi) else None
+        slopes = self._slopes.of(a, q.device)
         return ops.attend_pages(q, keys, values, self.tables, self.starts, self.lengths, a, slopes, sinks)
 
     def attend_memory(self, i: int, a: Attention, q: Tensor, make: KeysAndValues) -> Tensor:
         raise AssertionError("towers with cross attention are refused before they run")
-
-    def _slope(self, p: Alibi, a: Attention) -> Tensor:
-        tag = p, a.heads, a.scale
-        if tag not in self._slopes:
-            slopes = ops.alibi_slopes(p, a.heads).to(self.positions.device)
-            self._slopes[tag] = slopes * a.scale if p.scaled else slopes
-        return self._slopes[tag]
 
     def _attend_rounded(
         self, keys: Tensor, values: Tensor, a: Attention, p: Alibi, q: Tensor, sinks: Tensor | None

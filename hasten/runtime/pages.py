@@ -29,6 +29,13 @@ class Pages:
         self.limit = self.free = limit
         self._holes = [Hole(0, limit)] if limit else []
 
+    def extend(self, limit: int) -> None:
+        """Hand out more pages from now on, up to `limit` - 1, if that is more."""
+        if limit > self.limit:
+            self._holes.append(Hole(self.limit, limit))
+            self.free += limit - self.limit
+            self.limit = limit
+
     def take(self, owner: Hashable, held: list[int], count: int, *, promise: int = 0) -> bool:
         """Append `count` pages to the owner's `held`, or none at all and False. promise: pages it hopes to have."""
         if count > self.free:

@@ -14,6 +14,9 @@ from hasten.spec import Tower
 SHARE = 0.5
 """Of the memory that is free at the start, what keys and values may take where nobody says."""
 
+START = 2048
+"""Pages that `reserve` begins with where an eighth of the limit allows: growing later moves them all."""
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -28,27 +31,41 @@ class Pools:
             need = f"one page of {page_size} tokens needs {self.page_bytes} bytes"
             raise RequestError(f"{need}; the memory limit is {memory}")
         heads = [(b.attention.kv_heads, b.attention.head_dim) for b in t.blocks]
-        self.layers = [
-            tuple(torch.empty(0, page_size, *shape, dtype=dtype, device=device) for _ in range(2)) for shape in heads
-        ]
+        empty = [torch.empty(0, page_size, *shape, dtype=dtype, device=device) for shape in heads]
+        self.layers = [(pool, pool.clone()) for pool in empty]
 
     @property
     def pages(self) -> int:
         """How many there are now."""
-        return len(self.layers[0][0]) if self.layers else 0
+        return min(len(keys) for keys, _ in self.layers)
 
     @property
     def bytes(self) -> int:
-        return self.pages * self.page_bytes
+        return sum(pool.nbytes for layer in self.layers for pool in layer)
 
     def hold(self, pages: int) -> None:
         """Have at least so many pages: twice as many as before where the limit allows, with what was in them."""
         assert pages <= self.limit, "the scheduler knows the limit"
         if pages <= self.pages:
             return
-        count = min(max(pages, 2 * self.pages), self.limit)
+        self._grow(min(max(pages, 2 * self.pages), self.limit))
+
+    def reserve(self, pages: int) -> int:
+        """Have so many pages, or as many as the limit and the device's memory allow; how many there are then."""
+        goal = min(pages, self.limit)
+        count = min(max(goal, 2 * self.pages, min(self.limit // 8, START)), self.limit)
+        while self.pages < goal:
+            try:
+                self._grow(count)
+            except torch.OutOfMemoryError:
+                goal = min(goal, count - 1)
+            count = (self.pages + goal + 1) // 2
+        return self.pages
+
+    def _grow(self, count: int) -> None:
         for i, (keys, values) in enumerate(self.layers):  # one layer at a time has both sizes
-            self.layers[i] = _grown(keys, count), _grown(values, count)
+            if len(keys) < count:
+                self.layers[i] = _grown(keys, count), _grown(values, count)
 
     def clear(self) -> None:
         """Give the memory back; the contents are lost."""

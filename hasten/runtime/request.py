@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
@@ -151,34 +151,6 @@ class Generation:
     logprobs: tuple[float, ...] | None = None
     likeliest: tuple[Mapping[int, float], ...] | None = None
     error: str | None = None
-
-
-@dataclass(slots=True)
-class Transcript:
-    """Gathers the events of one completion."""
-
-    request: Request
-    sample: int
-    events: list[Event] = field(default_factory=list)
-
-    def generation(self) -> Generation:
-        """The completion whose last event has come."""
-        last, spoken = self.events[-1], [e for e in self.events if e.token is not None]
-        assert last.finish_reason is not None, "the completion goes on"
-        logprobs = tuple(e.logprob for e in spoken if e.logprob is not None)
-        likeliest = tuple(e.likeliest for e in spoken if e.likeliest is not None)
-        wanted = self.request.sampling.logprobs
-        return Generation(
-            index=self.request.index,
-            sample=self.sample,
-            prompt=self.request.prompt,
-            tokens=tuple(e.token for e in spoken if e.token is not None),
-            text=None if last.text is None else "".join(e.text or "" for e in self.events),
-            finish_reason=last.finish_reason,
-            logprobs=None if wanted is None else logprobs,
-            likeliest=likeliest if wanted else None,
-            error=last.error,
-        )
 
 
 def uniform(seed: int, sample: int, step: int) -> float:

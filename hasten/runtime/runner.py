@@ -6,30 +6,55 @@ from collections.abc import Sequence
 
 import torch
 
+from hasten import ops
 from hasten.errors import RequestError
 from hasten.model import Transformer
-from hasten.runtime.paged import Paged, Turns
+from hasten.ops.backends import load
+from hasten.runtime.decoder import PLACES, Decoder, Plan
+from hasten.runtime.fixed import Kept
+from hasten.runtime.graphs import Graphs, Recorder
+from hasten.runtime.paged import Paged, Slopes, Turns
+from hasten.runtime.pages import Pages
+from hasten.runtime.passes import Pass, Single
 from hasten.runtime.pools import SHARE, Pools, free_memory
-from hasten.runtime.request import Chosen
 from hasten.runtime.sampler import Sampler
-from hasten.runtime.scheduler import Row
+from hasten.runtime.scheduler import Row, Scheduler
+from hasten.runtime.transfer import upload
 from hasten.spec import Buckets, LongRope, Tokens, Tower
 
 
 class Runner:
     """One model and the pages of all the sequences that go through it.
 
-    memory_limit: bytes that keys and values may take; half of what is free now where it is None.
+    memory_limit: bytes that keys and values may take; half of what is free now where it is None. recorder: how decode
+    steps are recorded, what the device offers where it is None. Where nothing can be recorded, which is on a CPU, pools
+    grow as pages come into use.
     """
 
-    def __init__(self, model: Transformer, *, page_size: int, memory_limit: int | None) -> None:
+    def __init__(
+        self, model: Transformer, *, page_size: int, memory_limit: int | None, recorder: Recorder | None = None
+    ) -> None:
         serves(model.tower)
+        load()
         table = model.weights["tokens"]
         self.model, self.device = model, table.device
         memory = int(SHARE * free_memory(table.device)) if memory_limit is None else memory_limit
         self.pools = Pools(model.tower, page_size, table.dtype, table.device, memory)
-        self.turns = Turns()
+        self.turns, self.slopes = Turns(), Slopes()
         self.sampler = Sampler(table.device)
+        self._workspace = ops.Workspace()
+        self.decoder: Decoder | None = None
+        if recorder is None and self.device.type == "cuda":
+            recorder = Graphs(self.device)
+        if recorder is not None:
+            self.decoder = Decoder(model, Kept(self.pools, self.turns, self.slopes), self.sampler, recorder)
+        self.pages = Pages(self.pools.limit if recorder is None else 0)
+
+    def scheduler(self, budget: int) -> Scheduler:
+        """A scheduler of sequences in this runner's pages."""
+        promise, places = self.device.type == "cpu", None if self.decoder is None else PLACES
+        size = self.pools.page_size
+        return Scheduler(self.pages, size, budget, restarts=self.restarts, promise=promise, places=places)
 
     @property
     def restarts(self) -> frozenset[int]:
@@ -39,31 +64,63 @@ class Runner:
         return frozenset(s.original for s in scalings if isinstance(s, LongRope))
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row]) -> list[Chosen]:
-        """A token for each row that samples, in their order; keys and values of all rows go into their pages."""
+    def reserve(self, needs: Sequence[int]) -> None:
+        """Have pages for sequences that need so many each, as far as memory goes: pools that move void all records."""
+        if self.decoder is not None:
+            used = self.pages.limit - self.pages.free
+            most = sum(sorted(needs, reverse=True)[:PLACES])
+            self.pages.extend(self.pools.reserve(used + most))
+
+    def plan(self, rows: Sequence[Row]) -> Plan | None:
+        """How these rows can go on by themselves, if they can."""
+        return None if self.decoder is None else self.decoder.plan(rows)
+
+    @torch.inference_mode()
+    def start(self, rows: Sequence[Row], plan: Plan | None = None, steps: int = 1) -> Pass:
+        """Begin to run the rows, `steps` times if as planned; keys and values go into their pages."""
+        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
+            begun = None if self.decoder is None or plan is None else self.decoder.start(plan, steps)
+            return self._once(rows) if begun is None else begun
+
+    def worth(self, work: Pass) -> int:
+        """How many steps are worth beginning behind a pass before it is waited for; 0 where none can."""
+        return 0 if self.decoder is None else self.decoder.worth(work)
+
+    @torch.inference_mode()
+    def follow(self, work: Pass, rows: Sequence[Row], steps: int) -> Pass | None:
+        """Begin them, if they can go on from where the pass leaves its rows."""
+        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
+            return None if self.decoder is None else self.decoder.follow(work, rows, steps)
+
+    def _once(self, rows: Sequence[Row]) -> Single:
         self.pools.hold(1 + max(max(row.sequence.pages) for row in rows))
         ids = [t for row in rows for t in row.sequence.tokens[row.start : row.stop]]
         positions = [p for row in rows for p in range(row.start, row.stop)]
-        flat = torch.tensor(ids + positions, device=self.device)
-        tokens, places = flat.split(len(ids))
-        x = self.model.embed(tokens, places)
-        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns))
         last, at = [], -1
         for row in rows:
             at += row.stop - row.start
             last += [at] if row.samples else []
+        flat = upload(ids + positions + last, torch.int64, self.device)
+        tokens, places, sampled = flat.split([len(ids), len(ids), len(last)])
+        x = self.model.embed(tokens, places)
+        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes))
         if not last:
-            return []
+            return Single(rows, [], None)
         if len(last) < len(ids):
-            x = x[torch.tensor(last, device=self.device)]
-        logits = self.model.logits(self.model.finish(x))
+            x = x[sampled]
+        logits = self.model.predict(x)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.sampler.choose(logits, [row.sequence for row in rows if row.samples])
+        lines = [row.sequence for row in rows if row.samples]
+        return Single(rows, lines, self.sampler.choose(logits, lines))
 
     def clear(self) -> None:
         """Give back the memory of pages and tables."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a burst that nobody waits for may still write into them
         self.pools.clear()
         self.turns.clear()
+        if self.decoder is not None:
+            self.decoder.forget()
 
 
 def serves(t: Tower) -> None:

@@ -8,12 +8,26 @@ import torch
 from torch import Tensor
 
 from hasten import ops
-from hasten.errors import RequestError
 from hasten.ops import Choice
 from hasten.runtime.request import Chosen, Sampling, uniform
 from hasten.runtime.scheduler import Sequence as Line
+from hasten.runtime.transfer import Download, upload
 
 OFF = Sampling()
+
+Columns = tuple[str, ...]
+"""The parameters of `Choice` that a batch uses."""
+
+COLUMNS: dict[str, tuple[Callable[[Sampling], float], torch.dtype]] = {
+    "temperature": (lambda s: s.temperature, torch.float32),
+    "min_p": (lambda s: s.min_p, torch.float32),
+    "top_k": (lambda s: s.top_k, torch.int64),
+    "top_p": (lambda s: s.top_p, torch.float64),
+    "repetition": (lambda s: s.repetition_penalty, torch.float32),
+    "presence": (lambda s: s.presence_penalty, torch.float32),
+    "frequency": (lambda s: s.frequency_penalty, torch.float32),
+}
+FILTERS: Columns = ("min_p", "top_k", "top_p")
 
 
 class Sampler:
@@ -24,16 +38,16 @@ class Sampler:
         self._samplings: list[Sampling] = []
         self._choice = Choice()
 
-    def choose(self, logits: Tensor, lines: Sequence[Line]) -> list[Chosen]:
+    def choose(self, logits: Tensor, lines: Sequence[Line]) -> Choosing:
         """A token for each row of logits (rows, vocabulary), float32 or wider, which may be written into."""
         samplings = [s.request.sampling for s in lines]
         raw = logits
         for i, s in enumerate(lines):
-            if s.generated < s.request.sampling.min_new_tokens and s.request.ends:
+            if held_back(s):
                 raw = raw.clone() if raw is logits else raw
-                logits[i, sorted(s.request.ends)] = -torch.inf
+                logits[i].index_fill_(0, upload(sorted(s.request.ends), torch.int64, self.device), -torch.inf)
         tokens = ops.sample(logits, self._settled(samplings), *self._state(lines, samplings))
-        return self._reported(raw, tokens, lines, samplings)
+        return Choosing(raw, tokens, samplings)
 
     def _settled(self, samplings: list[Sampling]) -> Choice:
         if samplings != self._samplings:
@@ -45,8 +59,7 @@ class Sampler:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         draws = prompts = generated = None
         if not all(s.greedy for s in samplings):
-            numbers = [uniform(s.request.seed, s.sample, s.generated) for s in lines]
-            draws = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+            draws = upload([draw(s, 0) for s in lines], torch.float64, self.device)
         if any(s.penalized for s in samplings):
             prompts = self._ragged([s.request.prompt if s.request.sampling.penalized else () for s in lines])
             generated = self._ragged([s.spoken if s.request.sampling.penalized else () for s in lines])
@@ -55,52 +68,72 @@ class Sampler:
     def _ragged(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """int64 (rows, longest), filled up with -1."""
         longest = max(map(len, rows))
-        filled = [[*row, *[-1] * (longest - len(row))] for row in rows]
-        return torch.tensor(filled, dtype=torch.int64, device=self.device).view(len(rows), longest)
-
-    def _reported(self, raw: Tensor, tokens: Tensor, lines: Sequence[Line], samplings: list[Sampling]) -> list[Chosen]:
-        at = raw.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        ids, scores = tokens.tolist(), at.tolist()
-        for s, score in zip(lines, scores, strict=True):
-            if score != score:
-                raise RequestError(
-                    f"prompt {s.request.index}: the model's logits for token {len(s.tokens)} are not numbers; "
-                    "float16 overflows at 65504, so try bfloat16 or float32"
-                )
-        if all(s.logprobs is None for s in samplings):
-            return [Chosen(token) for token in ids]
-        return _with_logprobs(raw, ids, samplings)
+        filled = [t for row in rows for t in (*row, *[-1] * (longest - len(row)))]
+        return upload(filled, torch.int64, self.device).view(len(rows), longest)
 
 
-def _with_logprobs(raw: Tensor, ids: list[int], samplings: list[Sampling]) -> list[Chosen]:
+class Choosing:
+    """The tokens that a batch chose, int64 (rows,), and the logarithms asked for, on their way to the host."""
+
+    def __init__(self, raw: Tensor, tokens: Tensor, samplings: list[Sampling]) -> None:
+        self._samplings = samplings
+        wanted = [s.logprobs for s in samplings if s.logprobs is not None]
+        self._download = Download(tokens, *(_scores(raw, tokens, max(wanted)) if wanted else ()))
+
+    def chosen(self) -> list[Chosen]:
+        """One each, with logarithms where they are wanted; token -1 where the logits were not numbers."""
+        tokens, *scores = self._download.tensors()
+        if not scores:
+            return [Chosen(token) for token in tokens.tolist()]
+        rows = zip(self._samplings, tokens.tolist(), *(t.tolist() for t in scores), strict=True)
+        return [_scored(*row) for row in rows]
+
+
+def _scored(s: Sampling, token: int, share: float, best: list[int], shares: list[float]) -> Chosen:
+    if s.logprobs is None:
+        return Chosen(token)
+    return Chosen(token, share, dict(zip(best[: s.logprobs], shares[: s.logprobs], strict=True)))
+
+
+def _scores(raw: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logarithms of the chosen tokens' shares (rows,), and the likeliest tokens with theirs, (rows, most)."""
     shares = raw.log_softmax(-1)
-    most = min(max(s.logprobs or 0 for s in samplings), raw.shape[1])
-    best = shares.topk(most, -1)
-    chosen = []
-    for i, (token, s) in enumerate(zip(ids, samplings, strict=True)):
-        if s.logprobs is None:
-            chosen.append(Chosen(token))
-            continue
-        pairs = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
-        likeliest = dict(list(pairs)[: s.logprobs])
-        chosen.append(Chosen(token, float(shares[i, token]), likeliest))
-    return chosen
+    best = shares.topk(min(most, raw.shape[1]), -1)
+    return shares.gather(1, tokens.clamp(min=0).unsqueeze(1)).squeeze(1), best.indices, best.values
 
 
 def choice(samplings: Sequence[Sampling], device: torch.device) -> Choice:
     """Parameters of each row; None where every row leaves one off."""
-
-    def column(read: Callable[[Sampling], float], dtype: torch.dtype = torch.float32) -> Tensor | None:
+    found = {}
+    for name, (read, dtype) in COLUMNS.items():
         values = [read(s) for s in samplings]
-        off = read(OFF)
-        return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
+        if any(v != read(OFF) for v in values):
+            found[name] = upload(values, dtype, device)
+    return Choice(**found)
 
-    return Choice(
-        temperature=column(lambda s: s.temperature),
-        min_p=column(lambda s: s.min_p),
-        top_k=column(lambda s: s.top_k, torch.int64),
-        top_p=column(lambda s: s.top_p, torch.float64),
-        repetition=column(lambda s: s.repetition_penalty),
-        presence=column(lambda s: s.presence_penalty),
-        frequency=column(lambda s: s.frequency_penalty),
-    )
+
+def columns(lines: Sequence[Line]) -> Columns | None:
+    """What a step that samples on the device has to read, or None where the host has a part in choosing.
+
+    Few answers, since a step is recorded for each: none of them, temperature, temperature and all filters.
+    """
+    different = {id(line.request.sampling): line.request.sampling for line in lines}.values()
+    if any(s.penalized or s.logprobs is not None for s in different):
+        return None
+    if any(s.min_new_tokens for s in different) and any(map(held_back, lines)):
+        return None
+    if all(s.greedy for s in different):
+        return ()
+    plain = all(COLUMNS[f][0](s) == COLUMNS[f][0](OFF) for s in different for f in FILTERS)
+    return ("temperature",) if plain else ("temperature", *FILTERS)
+
+
+def held_back(line: Line) -> bool:
+    """Whether the next token may be none that stops."""
+    return line.generated < line.request.sampling.min_new_tokens and bool(line.request.ends)
+
+
+def draw(line: Line, ahead: int) -> float:
+    """The number that decides the token so many steps ahead; 0 where nothing is drawn."""
+    r = line.request
+    return 0.0 if r.sampling.greedy else uniform(r.seed, line.sample, line.generated + ahead)

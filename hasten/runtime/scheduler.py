@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hasten.errors import RequestError
@@ -24,8 +25,11 @@ class Sequence:
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     begun: int = 0  # how long it was when the first of its cached tokens ran
+    limit: int = field(init=False)  # tokens at which it is done
+    ended: bool = False
 
     def __post_init__(self) -> None:
+        self.limit = self.request.limit
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
@@ -55,8 +59,9 @@ class Scheduler:
     """Runs the oldest first and restarts the youngest when pages run out, so that the oldest always gets on.
 
     budget: tokens in one pass. restarts: lengths beyond which what a shorter sequence cached is void (LongRope).
-    promise: ask for neighbouring pages. Completions of one prompt share no pages: each runs the prompt itself. A
-    sequence is admitted where all it has fits, so that what gave way for an older one does not come back at once.
+    promise: ask for neighbouring pages. places: sequences that run at once, if that has a limit. Completions of one
+    prompt share no pages: each runs the prompt itself. A sequence is admitted where all it has fits, so that what gave
+    way for an older one does not come back at once.
     """
 
     def __init__(
@@ -67,15 +72,16 @@ class Scheduler:
         *,
         restarts: frozenset[int] = frozenset(),
         promise: bool = False,
+        places: int | None = None,
     ) -> None:
         self.pages, self.page_size, self.budget = pages, page_size, budget
-        self.restarts, self.promise = restarts, promise
+        self.restarts, self.promise, self.places = restarts, promise, places
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
     def add(self, s: Sequence) -> None:
         """Queue a sequence; RequestError if all the pages there are could not hold it."""
-        need = self._most(s)
+        need = self.most(s)
         if need > self.pages.limit:
             r = s.request
             raise RequestError(
@@ -87,12 +93,15 @@ class Scheduler:
     def next(self) -> list[Row]:
         """Rows of one pass: what running sequences have to run, then as much of the waiting ones as fits."""
         rows, budget = [], self.budget
-        for s in self.running.copy():
-            n = min(self._due(s), budget) if s in self.running else 0
+        place = 0
+        while place < len(self.running):  # those behind may be made to wait
+            s = self.running[place]
+            place += 1
+            n = min(self._due(s), budget)
             if n and self._reserve(s, s.cached + n, preempt=True):
                 rows.append(self._row(s, n))
                 budget -= n
-        while self.waiting and budget and self._count(len(self.waiting[0].tokens)) <= self.pages.free:
+        while budget and self._admits():
             s = self.waiting.popleft()
             n = min(len(s.tokens), budget)
             self._reserve(s, n, preempt=False)
@@ -101,7 +110,34 @@ class Scheduler:
             budget -= n
         return rows
 
-    def advance(self, rows: list[Row]) -> None:
+    def ahead(self, rows: list[Row], most: int) -> int:
+        """How many steps, at most `most`, these rows of one token each can go on by themselves: their pages are taken.
+
+        A sequence that ends on the way runs on for nothing, so no row goes on behind the last end. Nobody waits who
+        could have started, and nothing is taken from anybody for more than one step. Several steps come with room for
+        one token more, with which the rows can be followed.
+        """
+        steps = min(most, max(row.sequence.limit - row.stop for row in rows))
+        while steps > 1:
+            lacking = [(s, n) for s, n in ((row.sequence, self._lacks(row, steps)) for row in rows) if n > 0]
+            if sum(n for _, n in lacking) <= self.pages.free:
+                for s, n in lacking:
+                    self.pages.take(s, s.pages, n)
+                break
+            steps //= 2
+        return steps
+
+    def follow(self, rows: Iterable[Row], steps: int) -> list[Row] | None:
+        """The rows behind so many steps of these, before it is known what they say; None where one will have ended."""
+        found = []
+        for row in rows:
+            s, stop = row.sequence, row.stop + steps
+            if s.ended or stop >= s.limit or len(s.pages) * self.page_size < stop:
+                return None
+            found.append(Row(s, stop - 1, stop))
+        return found
+
+    def advance(self, rows: Iterable[Row]) -> None:
         """The rows' tokens are cached now."""
         for row in rows:
             row.sequence.cached = row.stop
@@ -112,6 +148,7 @@ class Scheduler:
             self.running.remove(s)
         elif s in self.waiting:
             self.waiting.remove(s)
+        s.ended = True
         self._release(s)
 
     def clear(self) -> None:
@@ -119,8 +156,17 @@ class Scheduler:
         for s in [*self.running, *self.waiting]:
             self.finish(s)
 
+    def most(self, s: Sequence) -> int:
+        """Pages that the sequence may come to need."""
+        return self._count(s.limit - 1)  # the last token is never looked back at
+
+    def _admits(self) -> bool:
+        if not self.waiting or (self.places is not None and len(self.running) >= self.places):
+            return False
+        return self._count(len(self.waiting[0].tokens)) <= self.pages.free
+
     def _due(self, s: Sequence) -> int:
-        if s.cached and any(s.begun <= length < len(s.tokens) for length in self.restarts):
+        if self.restarts and s.cached and any(s.begun <= length < len(s.tokens) for length in self.restarts):
             s.cached = 0  # its pages will be written again
         return len(s.tokens) - s.cached
 
@@ -129,11 +175,12 @@ class Scheduler:
             s.begun = len(s.tokens)
         return Row(s, s.cached, s.cached + n)
 
-    def _most(self, s: Sequence) -> int:
-        return self._count(s.request.limit - 1)  # the last token is never looked back at
-
     def _count(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
+
+    def _lacks(self, row: Row, steps: int) -> int:
+        """Pages more than it has that a row of one token needs for so many steps."""
+        return self._count(row.stop + steps) - len(row.sequence.pages)
 
     def _reserve(self, s: Sequence, tokens: int, *, preempt: bool) -> bool:
         need = self._count(tokens) - len(s.pages)
@@ -143,7 +190,7 @@ class Scheduler:
             youngest = self.running.pop()
             self._release(youngest)
             self.waiting.appendleft(youngest)
-        return self.pages.take(s, s.pages, need, promise=self._most(s) if self.promise else 0)
+        return self.pages.take(s, s.pages, need, promise=self.most(s) if self.promise else 0)
 
     def _release(self, s: Sequence) -> None:
         self.pages.release(s, s.pages)

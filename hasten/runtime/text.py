@@ -85,10 +85,11 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Voice:
-    """What one completion says: its tokens' text up to a stop string."""
+    """What one completion says: its tokens' text up to a stop string. `stops`: whether one can come."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
         self._detokenizer, self._stops = Detokenizer(tokenizer, prompt), Stops(stops)
+        self.stops = bool(stops)
 
     @property
     def stopped(self) -> bool:

@@ -63,7 +63,7 @@ def test_pieces_in_scattered_pages_equal_the_whole(
     answers = {}
     while rows := [piece(line, order.randint(1, most)) for line in lines if line.cached < len(line.tokens)]:
         order.shuffle(rows)
-        chosen = runner.run(rows)
+        chosen = runner.start(rows).scores() or []
         answers |= dict(zip((row.sequence for row in rows if row.samples), chosen, strict=True))
         for row in rows:
             row.sequence.cached = row.stop

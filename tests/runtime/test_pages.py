@@ -60,3 +60,18 @@ def test_without_promises_the_lowest_pages_go_first() -> None:
     pages.release("a", a)
     assert pages.take("c", a, 4)
     assert sorted(a) == [0, 1, 2, 5]
+
+
+def test_more_pages_are_handed_out_behind_those_there_were() -> None:
+    pages, held = Pages(0), list[int]()
+    assert not pages.take("a", held, 1)
+    pages.extend(3)
+    pages.extend(2)  # less than there are changes nothing
+    assert pages.take("a", held, 2)
+    pages.extend(5)
+    assert pages.take("a", held, 3)
+    assert sorted(held) == [0, 1, 2, 3, 4]
+    assert (pages.free, pages.limit) == (0, 5)
+    pages.release("a", held)
+    assert pages.free == 5
+    assert pages.take("b", held, 5)

@@ -9,6 +9,7 @@ import torch
 
 from hasten.errors import RequestError
 from hasten.runtime import Generator
+from hasten.runtime import pools as pools_module
 from hasten.runtime.pools import Pools, _group_memory, free_memory
 from tests.runtime.models import llama
 
@@ -68,3 +69,22 @@ def test_without_a_limit_half_of_what_is_free_is_the_limit_and_nothing_is_taken_
     assert g.memory == 0
     limit = g._runner.pools.memory
     assert 0.2 * free_memory(CPU) < limit < 0.9 * free_memory(CPU)
+
+
+def test_what_is_reserved_is_there_at_once_and_as_much_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = pools(800)
+    assert p.reserve(3) == p.pages == 100  # an eighth of the limit: growing moves every page
+    p.layers[-1][1][99] = 7
+    assert p.reserve(150) == 200
+    assert p.layers[-1][1][99].unique().item() == 7
+    assert p.reserve(9000) == 800
+    whole = pools_module._grown
+
+    def scarce(pool: torch.Tensor, count: int) -> torch.Tensor:
+        if count > 37:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(pool, count)
+
+    monkeypatch.setattr(pools_module, "_grown", scarce)
+    assert pools(800).reserve(30) == 30
+    assert 33 <= pools(800).reserve(300) <= 37

@@ -147,3 +147,43 @@ def test_clear_takes_everything_back() -> None:
     assert scheduler.running and scheduler.waiting and pages.free < 9
     scheduler.clear()
     assert not scheduler.running and not scheduler.waiting and pages.free == 9
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=6),
+    st.integers(1, 40),
+    st.integers(1, 5),
+)
+def test_steps_ahead_have_their_pages_and_take_nobody_elses(sizes: list[tuple[int, int]], most: int, size: int) -> None:
+    pages = Pages(60)
+    scheduler = Scheduler(pages, size, 512)
+    lines = [sequence(i, prompt, new) for i, (prompt, new) in enumerate(sizes)]
+    for s in lines:
+        scheduler.add(s)
+    scheduler.advance(scheduler.next())
+    for s in scheduler.running.copy():
+        s.tokens.append(0)
+        if len(s.tokens) == s.limit:
+            scheduler.finish(s)
+    rows = scheduler.next()
+    if not rows or any(row.stop - row.start > 1 for row in rows):
+        return
+    running = scheduler.running.copy()
+    steps = scheduler.ahead(rows, most)
+    assert 1 <= steps <= min(most, max(row.sequence.limit - row.stop for row in rows))
+    assert scheduler.running == running
+    assert all(len(row.sequence.pages) * size >= row.stop + steps - 1 for row in rows)
+    held = [page for s in lines for page in s.pages]
+    assert len(set(held)) == len(held) == pages.limit - pages.free
+    if pages.free >= 8 * len(rows) and most > 1:
+        assert steps > 1 or all(row.stop + 1 >= row.sequence.limit for row in rows)
+
+
+def test_no_more_sequences_run_than_there_are_places() -> None:
+    scheduler = Scheduler(Pages(100), 4, 100, places=2)
+    lines = [sequence(i, 3, 2) for i in range(4)]
+    for s in lines:
+        scheduler.add(s)
+    assert [row.sequence for row in scheduler.next()] == lines[:2]
+    scheduler.finish(lines[0])
+    assert [row.sequence for row in scheduler.next()] == [lines[1], lines[2]]

@@ -1,0 +1,217 @@
+"""Passes that are recorded: the device runs several decode steps by itself, and short prompts in one launch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hasten.model import Transformer
+from hasten.runtime.fixed import Kept
+from hasten.runtime.graphs import Recorder, Unrecordable
+from hasten.runtime.passes import Burst, Pass, Single
+from hasten.runtime.runs import MOST_TOKENS, Runs, padded
+from hasten.runtime.sampler import Columns, Sampler, columns
+from hasten.runtime.scheduler import Row
+from hasten.runtime.scheduler import Sequence as Line
+from hasten.runtime.steps import MOST, Steps
+from hasten.runtime.transfer import Moment
+from hasten.spec import Alibi, Dynamic, LongRope, Tokens
+
+PLACES = 256
+"""Sequences that run at once, at most."""
+
+PAGES = 32
+"""Columns of the smallest page table; each larger one has twice as many."""
+
+PATIENCE = 3
+"""Bursts for which a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: powers of two."""
+
+    tokens: int
+    places: int
+    pages: int
+
+    def holds(self, other: Shape) -> bool:
+        """Whether decode steps of the other shape fit."""
+        return not self.tokens and not other.tokens and self.places >= other.places and self.pages >= other.pages
+
+
+Key = tuple[Shape, Columns | None]
+"""What a record is for; None: it ends at the logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows that a record can serve. tokens: as in Shape. how: they choose. most: steps worth handing over at once."""
+
+    rows: Sequence[Row]
+    tokens: int
+    how: Columns | None
+    most: int
+
+    @property
+    def stop(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(row.stop for row in self.rows)
+
+
+class Decoder:
+    """Keeps one record for each shape and way of choosing.
+
+    A record holds addresses, so all are forgotten when the pools move. What cannot be recorded is not tried twice. Runs
+    of tokens are recorded when a shape comes up for the second time, since most come up once, and decode steps at once
+    unless a record of more places can serve for a while.
+    """
+
+    def __init__(self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder) -> None:
+        self.model, self.kept = model, kept
+        self._sampler, self._recorder = sampler, recorder
+        self.forget()
+
+    def forget(self) -> None:
+        """Give up every record and the tensors they read."""
+        self._read = self.kept.pools.layers[0][0]  # the first of the pools that the records read
+        self._states: dict[Shape, Steps | Runs] = {}
+        self._records: dict[Key, Callable[[], Tensor | None]] = {}
+        self._seconds: dict[Key, float] = {}
+        self._refused: dict[Key, str] = {}
+        self._seen: Counter[Key] = Counter()
+        self._last: Key | None = None  # of the last burst
+
+    def __str__(self) -> str:
+        why = obstacle(self.model)
+        if why is not None:
+            return f"decode steps run launch by launch: {why}"
+        refused = [f"not {shape.places} places: {why}" for (shape, _), why in self._refused.items()]
+        return "; ".join([f"decode steps are recorded as a whole, {len(self._records)} records so far", *refused])
+
+    def plan(self, rows: Sequence[Row]) -> Plan | None:
+        """How these rows would run; None where no record can serve them."""
+        if len(rows) > PLACES or obstacle(self.model) is not None:
+            return None
+        tokens, how = sum(row.stop - row.start for row in rows), columns([r.sequence for r in rows if r.samples])
+        if tokens > len(rows) or not all(row.samples for row in rows):
+            return Plan(rows, padded(tokens), how, 1) if tokens <= MOST_TOKENS else None
+        plan = Plan(rows, 0, how, 1)
+        key = self._key(plan, 1)
+        if how is None or key in self._refused:
+            return plan
+        most = self._recorder.steps(self._seconds.get(key))
+        return Plan(rows, 0, how, min(most, MOST, _room(self.model, plan.stop)))
+
+    def start(self, plan: Plan, steps: int) -> Pass | None:
+        """Begin so many steps, for which the rows have pages; None where they cannot be recorded."""
+        key = self._key(plan, steps)
+        key = self._larger(key) or key
+        record = self._record(key)
+        if record is None:
+            return None
+        (shape, how), rows = key, plan.rows
+        state, lines = self._states[shape], [row.sequence for row in rows if row.samples]
+        state.place(rows, steps, how or ())
+        self._last = None
+        if how is None:
+            logits = record()
+            assert logits is not None, "this record ends at the logits"
+            logits = logits[: len(lines)].to(torch.promote_types(logits.dtype, torch.float32))
+            return Single(rows, lines, self._sampler.choose(logits, lines))
+        return self._burst(key, rows, lines, steps)
+
+    def follow(self, work: Pass, rows: Sequence[Row], steps: int) -> Pass | None:
+        """Begin the steps behind a pass that is not waited for; None where they cannot go on from its state."""
+        key = self._following(work)
+        plan = Plan(rows, 0, None, 1)
+        if key is None or self._key(plan, steps)[0].pages > key[0].pages:
+            return None
+        state, how = self._states[key[0]], key[1]
+        assert isinstance(state, Steps) and how is not None, "only steps go on"
+        state.follow(rows, steps, how, work.steps)
+        return self._burst(key, rows, work.lines, steps)
+
+    def worth(self, work: Pass) -> int:
+        """How many steps are worth beginning behind a pass that is not waited for; 0 where none can."""
+        key = self._following(work)
+        if key is None:
+            return 0
+        half = self._recorder.steps(self._seconds.get(key)) // 2  # two bursts wait for each other, and one may be idle
+        stop = max(row.stop for row in work.rows) + work.steps
+        return min(max(half, 1), MOST, _room(self.model, stop))
+
+    def _following(self, work: Pass) -> Key | None:
+        """The record whose state is that of the pass."""
+        if self._last is None or self._read is not self.kept.pools.layers[0][0]:
+            return None
+        (shape, how), state = self._last, self._states[self._last[0]]
+        return None if shape.tokens or how is None or state.rows is not work.rows else self._last
+
+    def _burst(self, key: Key, rows: Sequence[Row], lines: Sequence[Line], steps: int) -> Burst:
+        state, record, start = self._states[key[0]], self._records[key], Moment(self._read.device)
+        for _ in range(steps):
+            record()
+        self._last = key
+        return Burst(rows, lines, state.said[:steps, : len(lines)], start, partial(self._seconds.__setitem__, key))
+
+    def _key(self, plan: Plan, steps: int) -> Key:
+        pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
+        return Shape(plan.tokens, _power(len(plan.rows)), _power(max(pages, PAGES))), plan.how
+
+    def _larger(self, key: Key) -> Key | None:
+        """A record of decode steps that serves too, for a shape that has not come up often; the smallest of them."""
+        if self._read is not self.kept.pools.layers[0][0]:
+            self.forget()
+        self._seen[key] += 1
+        shape, how = key
+        if key in self._records or shape.tokens or self._seen[key] > PATIENCE:
+            return None
+        serving = [other for other in self._records if other[1] == how and other[0].holds(shape)]
+        return min(serving, key=lambda other: (other[0].places, other[0].pages), default=None)
+
+    def _record(self, key: Key) -> Callable[[], Tensor | None] | None:
+        known = key in self._records or key in self._refused
+        if not known and (self._seen[key] > 1 or not key[0].tokens):
+            try:
+                self._records[key] = self._recorder.record(self._work(*key))
+            except Unrecordable as error:
+                self._refused[key] = str(error)
+        return self._records.get(key)
+
+    def _work(self, shape: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
+        if shape not in self._states:
+            sizes = shape.places, shape.pages, self.kept
+            self._states[shape] = Runs(shape.tokens, *sizes) if shape.tokens else Steps(*sizes)
+        state = self._states[shape]
+        state.place([], 0, ())  # recording may do the work, which then leaves the pages alone
+        return partial(state.logits, self.model) if how is None else partial(state.step, self.model, how)
+
+
+def obstacle(model: Transformer) -> str | None:
+    """Why passes of the model cannot be recorded, or None."""
+    positions = [b.attention.position for b in model.tower.blocks]
+    if any(isinstance(getattr(p, "scaling", None), Dynamic | LongRope) for p in positions):
+        return "the rotary embedding depends on the length of each sequence"
+    if any(isinstance(p, Alibi) and p.bf16 for p in positions):
+        return "alibi is rounded to bfloat16"
+    if model.backends:
+        return f"{len(model.backends)} blocks fell back to another backend"
+    return None
+
+
+def _room(model: Transformer, stop: int) -> int:
+    """Steps that a table of absolute positions leaves a sequence of `stop` tokens, the last of which is next."""
+    e = model.tower.embed
+    assert isinstance(e, Tokens), "the runner has refused other towers"
+    return MOST if e.positions is None else e.positions - e.position_offset - stop + 1
+
+
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()

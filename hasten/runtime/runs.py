@@ -1,0 +1,65 @@
+"""Short prompts and pieces of prompts, recorded: a pass of few tokens takes longer to launch than to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hasten import ops
+from hasten.model import Transformer
+from hasten.runtime.fixed import Fixed, Kept, choosing
+from hasten.runtime.sampler import Columns
+from hasten.runtime.scheduler import Row
+
+MOST_TOKENS = 256
+"""Above, the device has enough to do."""
+
+
+def padded(tokens: int) -> int:
+    """How many tokens a record for so many has: few different numbers, and little to compute for nothing."""
+    step = 16 if tokens <= 64 else 32
+    return -(-tokens // step) * step
+
+
+class Runs(Fixed):
+    """Sequences with a run of new tokens each, `tokens` in all; `said` int64 (1, places): of those that sample."""
+
+    def __init__(self, tokens: int, places: int, pages: int, kept: Kept) -> None:
+        more = {
+            "starts": (torch.int32, (places + 1,)),
+            "sampled": (torch.int64, (places,)),
+            "uniform": (torch.float64, (1, places)),
+        }
+        super().__init__(tokens, places, pages, kept, more)
+        self.said = torch.empty(1, places, dtype=torch.int64, device=self.device)
+
+    def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
+        """Put rows into the first places, for one step."""
+        self.rows, size = rows, self.kept.pools.page_size
+        runs = [(row.sequence, range(row.start, row.stop)) for row in rows]
+        ends = list(accumulate(len(run) for _, run in runs))
+        sampling = [row for row in rows if row.samples]
+        self.fill(
+            {
+                "ids": [s.tokens[p] for s, run in runs for p in run],
+                "positions": [p for _, run in runs for p in run],
+                "slots": [s.pages[p // size] * size + p % size for s, run in runs for p in run],
+                "lengths": [row.stop for row in rows],
+                "tables": self.page_tables(rows),
+                "starts": [0, *ends, *[ends[-1] if ends else 0] * (self.places - len(rows))],
+                "sampled": [end - 1 for row, end in zip(rows, ends, strict=True) if row.samples],
+                **choosing(sampling, steps, self.places, columns),
+            }
+        )
+
+    def logits(self, model: Transformer) -> Tensor:
+        """What the model says behind the runs that sample, (places, vocabulary): those first."""
+        return model.predict(self.run(model).index_select(0, self.at["sampled"]))
+
+    def step(self, model: Transformer, columns: Columns) -> None:
+        """Choose a token for each run that samples, and say it."""
+        uniform = self.at["uniform"].view(-1) if columns else None
+        self.said[0].copy_(ops.sample(self.logits(model), self.choice(columns), uniform, None, None))
