@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from hasten.families.family import Seam
 from hasten.inject.calls import CALLS
+from hasten.inject.captured import Graphs
+from hasten.inject.hf_cache import spelled
 from hasten.inject.loan import Loan
 from hasten.model import Transformer
 from hasten.spec import Tower
@@ -41,15 +43,22 @@ class Backbone:
         self.signature = inspect.signature(self.theirs)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
+        self.graphs: Graphs | None = None
+        self.skip_padding = False
         self._handles: list[Any] = []
 
     @property
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def install(self, backend: str | None = None) -> None:
-        """Borrow the weights and answer the module's calls; `backend` forces one for every op."""
+    def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
+        """Borrow the weights and answer the module's calls; `backend` forces one for every op.
+
+        graphs: calls of encoders that repeat themselves on a GPU may be recorded. skip_padding: as the option says.
+        """
+        self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
+        self.graphs = Graphs() if graphs else None
         self.loan = Loan(self.model, self.bindings)
         everywhere = {} if backend is None else dict.fromkeys(range(len(self.tower.blocks)), backend)
         self.transformer = Transformer(self.tower, self.loan.weights, everywhere)
@@ -73,6 +82,8 @@ class Backbone:
         for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
+            if self.graphs is not None:
+                self.graphs.clear()
             del self.transformer  # it holds the canonical tensors, which are to go one by one
             self.loan.give_back()
             self.loan = None
@@ -92,7 +103,7 @@ class Backbone:
         for n, p in self.signature.parameters.items():
             if p.kind is p.VAR_KEYWORD:
                 bound.update(bound.pop(n, {}))
-        return bound
+        return spelled(bound)
 
     def unfit(self, arguments: Arguments, known: frozenset[str]) -> str | None:
         """Why the model's own forward has to serve this call, or None."""
@@ -102,7 +113,7 @@ class Backbone:
             return "the module is in training mode"
         if arguments.get("output_attentions", None) or getattr(self.config, "output_attentions", False):
             return "output_attentions"
-        if any(self._hooks) and any(_foreign(f) for h in self._hooks for f in h.values()):
+        if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
             return "forward hooks on submodules"
         for name, value in arguments.items():
             if name not in known and not (value is None or value is False):
@@ -112,7 +123,7 @@ class Backbone:
         if not isinstance(arguments.get("output_hidden_states"), bool | None):
             return "output_hidden_states chooses layers"
         # so transformers 4 records the states of some models; a decoder's step would feel this search
-        if not self.tower.causal and any("forward" in vars(m) for m in self._inner):
+        if not self.tower.causal and any("forward" in m.__dict__ for m in self._inner):
             return "replaced forwards of submodules"
         return None
 
@@ -130,6 +141,8 @@ class Backbone:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""
         assert self.loan is not None
         self.loan.reapply(fn, lambda: type(self.module)._apply(self.module, fn, recurse) and None)
+        if self.graphs is not None:
+            self.graphs.clear()
         self.transformer = Transformer(self.tower, self.loan.weights, self.transformer.backends)
         return self.module
 
@@ -152,6 +165,6 @@ class Backbone:
         self._filling.__exit__(None, None, None)
 
 
-def _foreign(hook: Callable[..., Any]) -> bool:
+def foreign(hook: Callable[..., Any]) -> bool:
     """Whether a hook is the user's: transformers' own only record outputs, which our calls give themselves."""
     return not (getattr(hook, "__module__", "") or "").startswith("transformers.")

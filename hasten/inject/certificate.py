@@ -23,9 +23,10 @@ from hasten.errors import ConfigError
 from hasten.inject.backbone import Backbone
 from hasten.inject.probe import probe
 from hasten.inject.requests import check_tensors
+from hasten.model import Transformer
 from hasten.model.block import block
 from hasten.model.context import Dense
-from hasten.model.layer import layer
+from hasten.model.layer import Layer, layer
 from hasten.spec import Moe
 
 if TYPE_CHECKING:
@@ -171,11 +172,10 @@ class Watch:
             return
         t, wide = self.b.transformer, torch.float64 if x.dtype == torch.float32 else torch.float32
         h = x.to(wide)
-        for i, spec in enumerate(t.tower.blocks):
+        for i in range(len(t.layers)):
             given = h.to(x.dtype)
-            own = {k: v.to(wide) for k, v in t.weights.items() if k.startswith(f"blocks.{i}.")}
             with ops.use("reference"):
-                h = block(layer(spec, own, i), i, given.to(wide), ctx)
+                h = block(_widened(t, i, wide), i, given.to(wide), ctx)
                 plain = block(t.layers[i], i, given, ctx)
             fused = t.block(i, given, ctx)
             lost, native = (self._error(y, h, h - given.to(wide)) for y in (fused, plain))
@@ -211,6 +211,12 @@ class Watch:
         squares = lost.square().mean(-1)
         typical = squares.median() if self.routes else squares.mean()
         return float(typical.sqrt() / scale.square().mean().sqrt().clamp(min=1e-30))
+
+
+def _widened(t: Transformer, i: int, dtype: torch.dtype) -> Layer:
+    """Block i with weights of its own, which are to go before the next block's are made."""
+    own = {k: v.to(dtype) for k, v in t.weights.items() if k.startswith(f"blocks.{i}.")}
+    return layer(t.tower.blocks[i], own, i)
 
 
 @contextmanager

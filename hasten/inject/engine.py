@@ -13,10 +13,12 @@ from torch import nn
 from hasten.errors import ConfigError, RequestError
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
+from hasten.inject.live import LiveGenerate
+from hasten.inject.native import Native
 from hasten.inject.options import Options
 from hasten.inject.requests import check_lengths, check_limit, check_tensors, is_prompts
 from hasten.inject.requests import sampling as sampling_of
-from hasten.runtime import Event, Generation, Generator, Sampling
+from hasten.runtime import Event, Generation, Sampling
 
 if TYPE_CHECKING:
     from hasten.inject.certificate import Certificate
@@ -33,8 +35,7 @@ class InferenceEngine(nn.Module):
         self.notes: list[str] = list(options.notes)
         self._trained = [m for m in module.modules() if m.training]
         self._times: list[float] | None = None
-        self._generator: Generator | None = None
-        self._generator_for: object = None
+        self.generating = self._generating()
         self.live = False
         self._config = getattr(module, "config", None)
 
@@ -46,7 +47,9 @@ class InferenceEngine(nn.Module):
             self.cast.apply()
             for b in self.backbones:
                 installed.append(b)
-                b.install(self.options.backend)
+                b.install(self.options.backend, graphs=self._graphs, skip_padding=self.options.skip_padding)
+            if self.generating is not None:
+                self.generating.install()
         except BaseException:
             for b in reversed(installed):
                 b.remove()
@@ -101,30 +104,35 @@ class InferenceEngine(nn.Module):
         if how is not None and settings:
             raise RequestError(f"generate: give either sampling or {', '.join(settings)}, not both")
         how = sampling_of(settings) if how is None else how
-        generator = self._native(tokenizer)
+        native = self._native()
+        ends = getattr(self.module.generation_config, "eos_token_id", None)
+        ends = () if ends is None else ends
         if stream:
-            return generator.stream(prompts, how)
-        with self._timed(), torch.inference_mode():
-            return generator.generate(prompts, how)
+            return native.stream(prompts, how, ends, tokenizer)
+        with self._timed():
+            return native.generate(prompts, how, ends, tokenizer)
 
-    def _native(self, tokenizer: Any) -> Generator:
-        """The generator for this tokenizer and the weights as they are now."""
-        b = self.backbones[0] if len(self.backbones) == 1 else None
-        if b is None or b.seam.kind != "decoder" or b.tower.head is None:
+    def _native(self) -> Native:
+        if self.generating is None:
             what = "no fused decoder with a language model head"
             raise RequestError(
                 f"{type(self.module).__name__} has {what}: pass a tensor, which transformers' generate() takes"
             )
-        if b.bypass is not None:
-            raise RequestError(f"native generation needs the fused backbone, but {b.bypass}")
-        tag = (b.transformer, tokenizer)
-        if self._generator is None or self._generator_for != tag:
-            self._close()
-            ends = getattr(self.module.generation_config, "eos_token_id", None)
-            ends = () if ends is None else ends
-            self._generator = Generator(b.transformer, eos=ends, tokenizer=tokenizer, max_tokens=self._limit)
-            self._generator_for = tag
-        return self._generator
+        native = self.generating.native
+        if native.backbone.bypass is not None:
+            raise RequestError(f"native generation needs the fused backbone, but {native.backbone.bypass}")
+        return native
+
+    def _generating(self) -> LiveGenerate | None:
+        """What answers `generate` of the model, if it is one that native generation can serve."""
+        b = self.backbones[0] if len(self.backbones) == 1 else None
+        if b is None or b.seam.kind != "decoder" or b.tower.head is None:
+            return None
+        return LiveGenerate(self.module, Native(b, limit=self._limit, graphs=self._graphs))
+
+    @property
+    def _graphs(self) -> bool:
+        return self.options.enable_cuda_graph is not False
 
     @property
     def _limit(self) -> int | None:
@@ -149,7 +157,8 @@ class InferenceEngine(nn.Module):
                 f"{self.cast.narrowed[0]} first: pass keep_originals=True to init_inference to keep them, or "
                 "revert(force=True) to take the values that are left"
             )
-        self._close()
+        if self.generating is not None:
+            self.generating.remove()
         for b in reversed(self.backbones):
             b.remove()
         self.cast.undo()
@@ -202,11 +211,6 @@ class InferenceEngine(nn.Module):
     def _to_train(self) -> None:
         for m in self._trained:
             m.training = True
-
-    def _close(self) -> None:
-        if self._generator is not None:
-            self._generator.close()
-            self._generator = None
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

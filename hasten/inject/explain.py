@@ -6,16 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from hasten import ops
 from hasten.inject.backbone import Backbone
-from hasten.model.layer import Layer
-from hasten.spec import Moe
+from hasten.inject.choices import choices
 
 if TYPE_CHECKING:
     from hasten.inject.engine import InferenceEngine
+    from hasten.inject.live import LiveGenerate
+
+
+MANY = 128  # tokens: a short prompt, or a batch of many sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,25 @@ class BackboneReport:
     dialect: str
     weight_bytes: int
     emptied: int  # live parameters that are filled only when somebody looks
-    backends: tuple[str, ...]  # op: implementation that a one-token call takes
+    one_token: tuple[str, ...]  # `op implementation`
+    many_tokens: tuple[str, ...]
     fallbacks: tuple[str, ...]
     calls: int
     detours: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateReport:
+    """How calls of the model's generate() were answered."""
+
+    native: int
+    loops: tuple[tuple[str, int], ...]  # why transformers' loop answered, and how often
+    decoding: str  # how native decode steps run
+
+    def __str__(self) -> str:
+        return f"generate: {self.native} native" + "".join(
+            f", {n} by transformers' loop ({why})" for why, n in self.loops
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,7 @@ class Explanation:
     dtype: str
     device: str
     backbones: tuple[BackboneReport, ...]
+    generate: GenerateReport | None  # None: it is transformers' alone
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -49,10 +64,13 @@ class Explanation:
                 f"{b.path} ({b.type}), a {b.kind}: {b.blocks} blocks ({', '.join(b.orders)}), weights as {b.dialect}",
                 f"  weights {b.weight_bytes / 2**20:,.1f} MiB, shared with the model"
                 + (f"; {b.emptied} of its parameters are filled on demand" if b.emptied else ""),
-                "  ops: " + ", ".join(b.backends),
+                "  one token: " + ", ".join(b.one_token),
+                f"  {MANY} tokens: " + ", ".join(b.many_tokens),
                 *(f"  fell back: {f}" for f in b.fallbacks),
                 f"  calls: {b.calls} fused" + "".join(f", {n} by the model itself ({why})" for why, n in b.detours),
             ]
+        if self.generate is not None:
+            lines += [str(self.generate), f"  {self.generate.decoding}"]
         if not self.backbones:
             lines.append("no backbone is fused: the model serves its calls itself")
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
@@ -66,13 +84,18 @@ def explain(engine: InferenceEngine) -> Explanation:
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
         backbones=tuple(map(_backbone, engine.backbones)) if engine.live else (),
+        generate=_generate(engine.generating) if engine.live and engine.generating is not None else None,
         notes=tuple(engine.notes),
     )
 
 
+def _generate(live: LiveGenerate) -> GenerateReport:
+    return GenerateReport(live.served, tuple(live.loops.most_common()), str(live.native))
+
+
 def _backbone(b: Backbone) -> BackboneReport:
     assert b.loan is not None
-    t = b.transformer
+    t, paged = b.transformer, b.seam.kind == "decoder" and b.tower.head is not None
     return BackboneReport(
         path=b.path or "the model",
         type=type(b.module).__name__,
@@ -82,28 +105,9 @@ def _backbone(b: Backbone) -> BackboneReport:
         dialect=b.bindings[0].dialect.name,
         weight_bytes=sum({w.data_ptr(): w.numel() * w.element_size() for w in t.weights.values()}.values()),
         emptied=len(b.loan.emptied),
-        backends=tuple(_backends(t.layers[0], t.tower.width, next(iter(t.weights.values())))),
+        one_token=choices(t, 1, paged),
+        many_tokens=choices(t, MANY, paged),
         fallbacks=tuple(f"block {i}: {name}" for i, name in sorted(t.backends.items())),
         calls=b.calls,
         detours=tuple(Counter(b.detours).most_common()),
     )
-
-
-def _backends(layer: Layer, width: int, like: Tensor) -> list[str]:
-    """`op: backend` for one token through the first block."""
-    x = torch.zeros(1, width, dtype=like.dtype, device=like.device)
-    a, around = layer.attention, layer.attention.around
-    found = {"linear": _chosen(ops.linear, x, a.qkv)}
-    n = around.before or around.outer or layer.shared_norm
-    if n is not None:
-        found["norm"] = _chosen(ops.norm, x, n)
-    q = torch.zeros(1, 1, a.spec.heads, a.spec.head_dim, dtype=like.dtype, device=like.device)
-    k = q[:, :, : a.spec.kv_heads]
-    found["attend"] = _chosen(ops.attend, q, k, k, a.spec, None, None, a.sinks)
-    if not isinstance(layer.mlp.spec, Moe):
-        found["up"] = _chosen(ops.up, x, layer.mlp.around.before, layer.mlp.up, layer.mlp.spec)
-    return [f"{op} {backend}" for op, backend in found.items()]
-
-
-def _chosen(op: ops.Op, *args: object) -> str:
-    return next(backend for backend, why in op.explain(*args) if why == "chosen")  # pyright: ignore[reportArgumentType]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
+
+CACHE = "cache"  # the name under which our own calls know it
+SPELLINGS = (CACHE, "past_key_values")
+"""What transformers calls a cache, in the forwards that take one and in the outputs that hold one."""
 
 BY_POSITION = "cache_position" in inspect.signature(Cache.get_mask_sizes).parameters  # transformers 4
 
@@ -42,3 +47,14 @@ class HfStore:
 def length(cache: Cache | None) -> int:
     """Tokens that a cache holds already."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def spelled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments with its cache under `CACHE`, however the forward spells it; two of them stay apart."""
+    given = [n for n in SPELLINGS if n in arguments]
+    return {CACHE if [n] == given else n: value for n, value in arguments.items()}
+
+
+def field(output: type[Any]) -> str:
+    """The field of a class of outputs that holds the cache."""
+    return next(f.name for f in fields(output) if f.name in SPELLINGS)

@@ -101,17 +101,17 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("max_out_tokens", COUNT, None, "works",
         "The most tokens, input and output together, that one sequence may have in generate(). Not given: no limit "
-        "but the model's positions; memory grows on demand. (DeepSpeed: 1024.)",
+        "but the model's positions; memory is taken as requests need it. (DeepSpeed: 1024.)",
         ("max_tokens",),
     ),
     Key("min_out_tokens", COUNT, 1, "needless",
-        "memory for keys and values grows on demand, so there is no reservation that could turn out too small; it is "
-        "only checked not to exceed max_out_tokens",
+        "memory for keys and values is taken as requests need it, so there is no reservation that could turn out too "
+        "small; it is only checked not to exceed max_out_tokens",
         ("min_tokens",),
     ),
-    Key("enable_cuda_graph", FLAG, False, "needless",
-        "a CUDA graph changes speed and no number: there is nothing to capture on a CPU, and on a GPU the native "
-        "generator decides by itself",
+    Key("enable_cuda_graph", FLAG, None, "works",
+        "On a GPU the decode steps of native generation and repeated calls of encoders run as CUDA graphs, which "
+        "changes speed and no number, unless this is False. (DeepSpeed: False.)",
     ),
     Key("use_triton", FLAG, False, "needless",
         "every op chooses its implementation by device and shape, and explain() lists the choices; backend='triton' "
@@ -216,6 +216,10 @@ KEYS: tuple[Key, ...] = (
     Key("merge_adapters", FLAG, False, "works",
         "True: PEFT adapters are merged into the weights before the model is fused; a wrapped model is refused "
         "otherwise.",
+    ),
+    Key("skip_padding", FLAG, False, "works",
+        "True: base encoders leave tokens out that attention_mask hides, which saves their time; the last hidden state "
+        "is zero there, where transformers gives numbers that nobody should use.",
     ),
     Key("device", DEVICE, None, "works",
         "Where the model runs. Not given: on the GPU it is on, or the current one; where it is if there is none.",

@@ -38,6 +38,7 @@ class Options:
     certify: bool | Mapping[str, Any] = False
     keep_originals: bool = False
     merge_adapters: bool = False
+    skip_padding: bool = False
     device: torch.device | None = None
     backend: str | None = None
     notes: tuple[str, ...] = ()

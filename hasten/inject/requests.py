@@ -76,7 +76,7 @@ def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
         raise RequestError(
             f"{name} must be (batch, tokens) with at least one of each, got {tuple(ids.shape)}: {what}".rstrip(": ")
         )
-    low, high = int(ids.min()), int(ids.max())
+    low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device
     if low < 0 or high >= e.vocab:
         bad = low if low < 0 else high
         where = ", ".join(map(str, (ids == bad).nonzero()[0].tolist()))

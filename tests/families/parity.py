@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,3 +61,9 @@ def _flat(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [t for v in value for t in _flat(v)] if isinstance(value, tuple | list) else []
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the model's forward calls its cache, and its outputs too: transformers renamed it. GPT takes any."""
+    taken = inspect.signature(type(model).forward).parameters
+    return next((n for n in ("cache", "past_key_values") if n in taken), "cache")

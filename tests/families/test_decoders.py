@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.families.parity import padded, same, tokens, twins
+from tests.families.parity import cache_name, padded, same, tokens, twins
 from tests.tiny import TINY
 
 DECODERS = [n for n, t in TINY.items() if t.kind == "decoder"]
@@ -36,10 +36,11 @@ def test_one_token_and_vectors_instead_of_ids(name: str) -> None:
 def test_a_cache_passed_by_hand_in_pieces(name: str) -> None:
     with twins(name) as (theirs, ours, _):
         ids = tokens(name, (2, 13))
+        name = cache_name(theirs)
         caches = DynamicCache(config=theirs.config), DynamicCache(config=ours.config)
         for piece in (ids[:, :4], ids[:, 4:5], ids[:, 5:12], ids[:, 12:]):
-            a = theirs(piece, past_key_values=caches[0], use_cache=True)
-            b = ours(piece, past_key_values=caches[1], use_cache=True)
+            a = theirs(piece, use_cache=True, **{name: caches[0]})
+            b = ours(piece, use_cache=True, **{name: caches[1]})
             torch.testing.assert_close(b.logits, a.logits, atol=3e-5, rtol=3e-5)
         assert caches[1].get_seq_length() == caches[0].get_seq_length()
 

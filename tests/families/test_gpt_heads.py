@@ -11,7 +11,7 @@ import transformers as T
 from transformers import PreTrainedModel
 
 from hasten.inject.attach import attach
-from tests.families.parity import padded, same, tokens
+from tests.families.parity import cache_name, padded, same, tokens
 from tests.tiny import TINY
 
 FAMILIES = {
@@ -66,8 +66,10 @@ def test_a_padded_batch(name: str, head: str, side: str) -> None:
     compare(model, input_ids=ids.masked_fill(mask == 0, 0), attention_mask=mask, output_hidden_states=True)
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # where the base model wraps
+@pytest.mark.parametrize("spelling", ["its name", "past_key_values"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_base_model_gives_a_cache_that_goes_on(name: str) -> None:
+def test_the_base_model_gives_a_cache_that_goes_on_under_its_older_name_too(name: str, spelling: str) -> None:
     theirs = build(name, getattr(T, f"{FAMILIES[name]}Model"))
     ours = copy.deepcopy(theirs)
     for b in attach(ours):
@@ -75,8 +77,10 @@ def test_the_base_model_gives_a_cache_that_goes_on(name: str) -> None:
     ids = tokens(name, (2, 8))
     with torch.no_grad():
         want = theirs(ids, use_cache=False).last_hidden_state[:, 5:]
-        cache = ours(ids[:, :5], use_cache=True).past_key_values
-        got = ours(ids[:, 5:], past_key_values=cache, use_cache=True).last_hidden_state
+        kept = cache_name(ours)
+        cache = ours(ids[:, :5], use_cache=True)[kept]
+        spelling = kept if spelling == "its name" else spelling
+        got = ours(ids[:, 5:], use_cache=True, **{spelling: cache}).last_hidden_state
     torch.testing.assert_close(got, want, atol=3e-5, rtol=3e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tests.families.parity import padded, same, tokens, twins
+from tests.families.parity import cache_name, padded, same, tokens, twins
 from tests.tiny import TINY
 
 TEXT = [n for n, t in TINY.items() if t.kind == "seq2seq"]
@@ -52,16 +52,15 @@ def test_a_padded_decoder_and_one_token(name: str) -> None:
 @pytest.mark.parametrize("name", TEXT + SPEECH)
 def test_a_cache_passed_by_hand(name: str) -> None:
     with twins(name) as (theirs, ours, _):
-        given, ids = source(name, "right"), tokens(name, (3, 8))
+        given, ids, kept = source(name, "right"), tokens(name, (3, 8)), cache_name(theirs)
         answers = []
         for model in (theirs, ours):
             encoded, cache, logits = model.get_encoder()(**given), None, []
             rest = {k: v for k, v in given.items() if k == "attention_mask"}
             for piece in (ids[:, :3], ids[:, 3:4], ids[:, 4:]):
-                out = model(
-                    encoder_outputs=encoded, decoder_input_ids=piece, past_key_values=cache, use_cache=True, **rest
-                )
-                cache = out.past_key_values
+                rest[kept] = cache
+                out = model(encoder_outputs=encoded, decoder_input_ids=piece, use_cache=True, **rest)
+                cache = out[kept]
                 logits.append(out.logits)
             answers.append(torch.cat(logits, 1))
         torch.testing.assert_close(answers[1], answers[0], atol=3e-5, rtol=3e-5)

@@ -49,7 +49,10 @@ def injected() -> Any:
 
 def added() -> Any:
     model = build(TINY["llama"])
-    model.add_adapter(copy.deepcopy(CONFIGS["LoRA"]))
+    try:
+        model.add_adapter(copy.deepcopy(CONFIGS["LoRA"]))
+    except ValueError as refusal:  # transformers sets the oldest PEFT that it works with by itself
+        pytest.skip(str(refusal))
     return moved(model)
 
 

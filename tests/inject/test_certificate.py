@@ -104,3 +104,27 @@ def test_a_certificate_is_plain_values_for_json() -> None:
     back = json.loads(json.dumps(engine.certificate.to_dict()))
     assert back["passed"] is True
     assert len(back["blocks"]) == 3
+
+
+def test_one_block_at_a_time_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import weakref
+
+    from hasten.inject import certificate
+
+    wide: list[weakref.ref[Tensor]] = []
+    real = certificate._widened
+
+    def widened(*args: Any) -> Any:
+        assert all(w() is None for w in wide)
+        made = real(*args)
+        wide.extend(weakref.ref(m.weight) for m in (made.attention.qkv, made.attention.out))
+        return made
+
+    monkeypatch.setattr(certificate, "_widened", widened)
+    gc.disable()  # nothing may wait for a collection
+    try:
+        hasten.init_inference(build(TINY["llama"], torch.bfloat16), certify=True)
+    finally:
+        gc.enable()
+    assert len(wide) == 6

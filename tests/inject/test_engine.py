@@ -212,7 +212,13 @@ def test_explain_tells_seams_ops_and_detours() -> None:
     engine = hasten.init_inference(build(TINY["gpt_neox"]), triangular_masking=True)
     engine(IDS)
     text = str(engine.explain())
-    for part in ("gpt_neox (GPTNeoXModel), a decoder: 3 blocks", "filled on demand", "linear ", "calls: 1 fused"):
+    for part in (
+        "gpt_neox (GPTNeoXModel), a decoder: 3 blocks",
+        "filled on demand",
+        "one token: linear ",
+        "128 tokens: linear ",
+        "calls: 1 fused",
+    ):
         assert part in text
 
 

@@ -88,8 +88,9 @@ DEEPSPEED: list[tuple[str, tuple[str, ...], Any]] = [
     ("local_rank", (), 0),
     ("module_key", (), "module"),
 ]
-OURS = {"certify", "keep_originals", "merge_adapters", "device", "backend"}
-DIFFERENT = {"replace_with_kernel_inject": True, "dtype": None, "max_out_tokens": None}  # our default where it is ours
+OURS = {"certify", "keep_originals", "merge_adapters", "skip_padding", "device", "backend"}
+# our default where it is ours
+DIFFERENT = {"replace_with_kernel_inject": True, "dtype": None, "max_out_tokens": None, "enable_cuda_graph": None}
 
 
 class Layer(nn.Module):
@@ -166,6 +167,7 @@ OTHER: dict[str, Any] = {
     "certify": {"tolerance": 0.1},
     "keep_originals": True,
     "merge_adapters": True,
+    "skip_padding": True,
     "device": "cpu",
     "backend": "reference",
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from hasten.errors import RequestError
+from hasten.inject.hf_cache import CACHE
 from hasten.model import Dense
 from hasten.spec import Tokens
 
@@ -67,7 +68,7 @@ def count_positions(e: Tokens, x: Tensor, seen: Tensor | None, past: int) -> Ten
 def packed(a: Arguments) -> bool:
     """Whether a row's position_ids jump in a call without mask and cache: most models then see several texts in it."""
     positions = a.get("position_ids")
-    if positions is None or a.get("attention_mask") is not None or a.get("past_key_values") is not None:
+    if positions is None or a.get("attention_mask") is not None or a.get(CACHE) is not None:
         return False
     return a.get("use_cache") is not True and bool((positions.diff(dim=-1) != 1).any())
 

@@ -20,7 +20,7 @@ from hasten.inject.calls.call import (
     run_blocks,
     split_mask,
 )
-from hasten.inject.hf_cache import HfStore, length
+from hasten.inject.hf_cache import CACHE, HfStore, field, length
 from hasten.model import Dense
 from hasten.spec import Tokens
 
@@ -33,8 +33,11 @@ class DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
     router_logits: tuple[Tensor, ...] | None = None  # heads of mixtures of experts look for it
 
 
+KEPT = field(DecoderOutput)
+
+
 def run(b: Backbone, a: Arguments) -> Any:
-    e, x, cache = b.tower.embed, inputs(a), a.get("past_key_values")
+    e, x, cache = b.tower.embed, inputs(a), a.get(CACHE)
     assert isinstance(e, Tokens)
     if cache is None and default(b, a, "use_cache"):
         cache = DynamicCache(config=b.config)
@@ -51,8 +54,8 @@ def run(b: Backbone, a: Arguments) -> Any:
     scaled = isinstance(table, nn.Embedding) and type(table) is not nn.Embedding  # a table that scales: vectors are
     h = b.transformer.embed(x, positions, scaled=scaled)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
-    kept = cache if default(b, a, "use_cache") else None
-    return give(DecoderOutput(last_hidden_state=last, past_key_values=kept, hidden_states=states), b, a)
+    kept: dict[str, Any] = {KEPT: cache if default(b, a, "use_cache") else None}
+    return give(DecoderOutput(last_hidden_state=last, hidden_states=states, **kept), b, a)
 
 
 def unfit(a: Arguments) -> str | None:
@@ -60,12 +63,13 @@ def unfit(a: Arguments) -> str | None:
         return "input_ids have more than two axes"
     if packed(a):
         return "position_ids jump within a row"
-    cache = a.get("past_key_values")
-    return None if cache is None or isinstance(cache, Cache) else f"past_key_values is a {type(cache).__name__}"
+    cache = a.get(CACHE)
+    return None if cache is None or isinstance(cache, Cache) else f"the cache is a {type(cache).__name__}"
 
 
 DECODER = Call(
     run,
-    COMMON | {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache"},
+    # generate() hands its tokenizer on, of which no forward makes anything
+    COMMON | {"input_ids", "inputs_embeds", "attention_mask", "position_ids", CACHE, "use_cache", "tokenizer"},
     unfit,
 )

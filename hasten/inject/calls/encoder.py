@@ -4,37 +4,103 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from hasten.inject import captured
 from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
-from hasten.inject.calls.pool import pool
+from hasten.inject.calls.pool import pool, poolers
 from hasten.model import Dense
+from hasten.model.packed import Packed, packable, packing
 from hasten.spec import Tokens
 
 if TYPE_CHECKING:
     from hasten.inject.backbone import Arguments, Backbone
 
+CROWDED = 0.9  # share of real tokens from which leaving out the others gains nothing
+STEP = 64  # rows: packed batches of about the same size share a recording
+
 
 def run(b: Backbone, a: Arguments) -> Any:
-    e, x = b.tower.embed, inputs(a)
-    assert isinstance(e, Tokens)
+    x, types = inputs(a), a.get("token_type_ids")
     seen, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
-    positions = a.get("position_ids")
-    if positions is None:
-        positions = count_positions(e, x, seen, 0)
-    elif e.counted == "ids":  # RoBERTa's callers name rows of the table, offset included
-        positions = positions - e.position_offset
-    ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
-    h = b.transformer.embed(x, positions, a.get("token_type_ids"))
-    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
-    pooled = pool(b, last, x)
+    positions, kept = _given_positions(b, a), None
+    if default(b, a, "output_hidden_states") or masks is not None or b.watch is not None:
+        last, pooled, kept = _dense(b, a, x, positions, types, seen, masks)
+    elif seen is not None and seen.shape == x.shape[:2] and _may_pack(b) and _sparse(seen):
+        last = _without_padding(b, x, positions, types, seen)
+        pooled = pool(b, last, x)
+    else:
+
+        def compute(x: Tensor, positions: Tensor | None, types: Tensor | None, seen: Tensor | None) -> captured.Tensors:
+            return _dense(b, a, x, positions, types, seen, None)[:2]
+
+        last, pooled = captured.run(b, compute, (x, positions, types, seen), "dense", poolers(b))
     output = BaseModelOutputWithPoolingAndCrossAttentions(
-        last_hidden_state=last, pooler_output=pooled, hidden_states=states
+        last_hidden_state=last,  # pyright: ignore[reportArgumentType]
+        pooler_output=pooled,  # pyright: ignore[reportArgumentType]
+        hidden_states=kept,
     )
     given = give(output, b, a)
     if isinstance(given, tuple) and pooled is None and b.seam.pools and "return_dict" in b.signature.parameters:
         return (given[0], None, *given[1:])  # a forward that builds its tuple itself keeps the place of what it lacks
     return given
+
+
+def _may_pack(b: Backbone) -> bool:
+    """Whether it was asked for, and nobody but the caller, who gave the mask, sees what stands where padding is.
+
+    A head does: answering questions is a softmax over all positions, those of padding among them.
+    """
+    return b.skip_padding and b.module is b.model and packable(b.tower)
+
+
+def _sparse(seen: Tensor) -> bool:
+    """Whether enough of seen (batch, tokens) is padding."""
+    return int(seen.sum()) < CROWDED * seen.numel()
+
+
+def _given_positions(b: Backbone, a: Arguments) -> Tensor | None:
+    positions, e = a.get("position_ids"), b.tower.embed
+    assert isinstance(e, Tokens)
+    if positions is not None and e.counted == "ids":  # RoBERTa's callers name rows of the table, offset included
+        return positions - e.position_offset
+    return positions
+
+
+def _dense(
+    b: Backbone,
+    a: Arguments,
+    x: Tensor,
+    positions: Tensor | None,
+    types: Tensor | None,
+    seen: Tensor | None,
+    masks: dict[bool, Tensor | None] | None,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
+    """Last hidden state, what is pooled of it, and all hidden states if they are asked for."""
+    if positions is None:
+        positions = count_positions(b.tower.embed, x, seen, 0)  # pyright: ignore[reportArgumentType]
+    ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
+    h = b.transformer.embed(x, positions, types)
+    last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    return last, pool(b, last, x), states
+
+
+def _without_padding(b: Backbone, x: Tensor, positions: Tensor | None, types: Tensor | None, seen: Tensor) -> Tensor:
+    """The last hidden state (batch, tokens, width) of real tokens, zeros where there is padding."""
+    if positions is None:
+        positions = count_positions(b.tower.embed, x, seen, 0)  # pyright: ignore[reportArgumentType]
+    rows = packing(seen, STEP if seen.is_cuda else 1)
+    shape = seen.shape
+
+    def compute(x: Tensor, positions: Tensor, types: Tensor | None, starts: Tensor) -> captured.Tensors:
+        h = b.transformer.embed(x, positions, types)
+        return (b.transformer.finish(b.transformer.blocks(h, Packed(positions, starts))),)
+
+    own = (t if t is None else rows.pack(t.expand(shape[0], *t.shape[1:])) for t in (x, positions, types))
+    (last,) = captured.run(b, compute, (*own, rows.starts), "packed", ())
+    assert last is not None
+    return rows.unpack(last, *shape)
 
 
 def unfit(a: Arguments) -> str | None:

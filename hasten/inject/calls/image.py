@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hasten.errors import RequestError
+from hasten.inject import captured
 from hasten.inject.calls.call import COMMON, Call, default, give, run_blocks
-from hasten.inject.calls.pool import pool
+from hasten.inject.calls.pool import pool, poolers
+from hasten.inject.patches import PatchesAsProducts
 from hasten.model import Dense
 from hasten.spec import Patches
 
@@ -27,13 +29,38 @@ FLAGS = ("bool_masked_pos", "interpolate_pos_encoding")
 
 
 def run(b: Backbone, a: Arguments) -> Any:
-    pixels = _pixels(b, a)
+    pixels, states = _pixels(b, a), None
+    if default(b, a, "output_hidden_states") or a.get("bool_masked_pos") is not None or b.watch is not None:
+        last, pooled, states = _see(b, a, pixels)
+    else:
+
+        def compute(pixels: Tensor) -> captured.Tensors:
+            return _see(b, a, pixels)[:2]
+
+        flag = bool(a.get("interpolate_pos_encoding"))
+        last, pooled = captured.run(b, compute, (pixels,), ("image", flag), _own(b))
+    output = BaseModelOutputWithPooling(
+        last_hidden_state=last,  # pyright: ignore[reportArgumentType]
+        pooler_output=pooled,  # pyright: ignore[reportArgumentType]
+        hidden_states=states,
+    )
+    return give(output, b, a)
+
+
+def _see(b: Backbone, a: Arguments, pixels: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
+    """Last hidden state, what is pooled of it, and all hidden states if they are asked for."""
     h = _stem(b, pixels, a)
     positions = torch.arange(h.shape[1], device=h.device)[None]
     ctx = Dense(positions, biases=_biases(b, pixels, h.shape[1], bool(a.get("interpolate_pos_encoding"))))
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
-    pooled = pool(b, last, pixels)
-    return give(BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooled, hidden_states=states), b, a)
+    return last, pool(b, last, pixels), states
+
+
+def _own(b: Backbone) -> list[nn.Module]:
+    """The model's own modules that a call runs."""
+    there = dict(b.module.named_modules())
+    names = {n.format(i=i) for n in b.seam.biases for i in range(len(b.tower.blocks))}
+    return [*poolers(b), *(there[n] for n in (*b.seam.stem, *sorted(names)) if n in there)]
 
 
 def _pixels(b: Backbone, a: Arguments) -> Tensor:
@@ -51,7 +78,8 @@ def _stem(b: Backbone, pixels: Tensor, a: Arguments) -> Tensor:
     first, *rest = (b.module.get_submodule(name) for name in b.seam.stem)
     knows = inspect.signature(first.forward).parameters
     flags = FLAGS[:1] if b.seam.biases else FLAGS  # embeddings beside biases always fit their positions to the image
-    made = first(pixels, **{n: a[n] for n in flags if n in knows and a.get(n) is not None})
+    with PatchesAsProducts():
+        made = first(pixels, **{n: a[n] for n in flags if n in knows and a.get(n) is not None})
     h = made[0] if isinstance(made, tuple) else made
     for module in rest:
         h = module(h)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.errors import RequestError
 
@@ -20,7 +20,7 @@ def pool(b: Backbone, last: Tensor, x: Tensor) -> Tensor | None:
 
     x: the backbone's input, whose ids say where a text ends.
     """
-    modules = [m for name in b.seam.pooler if (m := getattr(b.module, name, None)) is not None]
+    modules = poolers(b)
     if b.seam.pools is None or len(modules) < len(b.seam.pooler):
         return None
     match b.seam.pools:
@@ -35,6 +35,11 @@ def pool(b: Backbone, last: Tensor, x: Tensor) -> Tensor | None:
     for module in modules:
         y = module(y)
     return y
+
+
+def poolers(b: Backbone) -> list[nn.Module]:
+    """The model's own modules that make `pooler_output`, in order."""
+    return [m for name in b.seam.pooler if (m := getattr(b.module, name, None)) is not None]
 
 
 def _end(ids: Tensor, eos: int) -> Tensor:

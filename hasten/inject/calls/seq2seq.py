@@ -19,12 +19,14 @@ from hasten.inject.calls.call import (
     run_blocks,
     split_mask,
 )
-from hasten.inject.hf_cache import HfStore, length
+from hasten.inject.hf_cache import CACHE, HfStore, field, length
 from hasten.model import Dense
 from hasten.spec import Frames, Tokens
 
 if TYPE_CHECKING:
     from hasten.inject.backbone import Arguments, Backbone
+
+KEPT = field(BaseModelOutputWithPastAndCrossAttentions)
 
 
 def encode(b: Backbone, a: Arguments) -> Any:
@@ -47,7 +49,7 @@ def listen(b: Backbone, a: Arguments) -> Any:
 
 
 def decode(b: Backbone, a: Arguments) -> Any:
-    e, x, cache = b.tower.embed, inputs(a), a.get("past_key_values")
+    e, x, cache = b.tower.embed, inputs(a), a.get(CACHE)
     assert isinstance(e, Tokens)
     if cache is None and default(b, a, "use_cache"):
         cache = EncoderDecoderCache(DynamicCache(config=b.config), DynamicCache(config=b.config))
@@ -69,21 +71,19 @@ def decode(b: Backbone, a: Arguments) -> Any:
     )
     h = b.transformer.embed(x, positions)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
-    kept = cache if default(b, a, "use_cache") else None
-    output = BaseModelOutputWithPastAndCrossAttentions(
-        last_hidden_state=last, past_key_values=kept, hidden_states=states
-    )
+    kept: dict[str, Any] = {KEPT: cache if default(b, a, "use_cache") else None}
+    output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=states, **kept)
     return give(output, b, a)
 
 
 def unfit_for_decode(a: Arguments) -> str | None:
-    cache, mask = a.get("past_key_values"), a.get("encoder_attention_mask")
+    cache, mask = a.get(CACHE), a.get("encoder_attention_mask")
     if a.get("encoder_hidden_states") is None:
         return "no encoder_hidden_states were given"
     if packed(a):
         return "position_ids jump within a row"
     if cache is not None and not isinstance(cache, EncoderDecoderCache):
-        return f"past_key_values is a {type(cache).__name__}"
+        return f"the cache is a {type(cache).__name__}"
     return None if mask is None or mask.ndim == 2 else "encoder_attention_mask is not (batch, tokens)"
 
 
@@ -92,6 +92,6 @@ SEQ2SEQ_ENCODER = Call(encode, TEXT)
 AUDIO = Call(listen, COMMON | {"input_features", "attention_mask"})
 SEQ2SEQ_DECODER = Call(
     decode,
-    TEXT | {"encoder_hidden_states", "encoder_attention_mask", "past_key_values", "position_ids"},
+    TEXT | {"encoder_hidden_states", "encoder_attention_mask", CACHE, "position_ids", "tokenizer"},
     unfit_for_decode,
 )

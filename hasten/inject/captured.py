@@ -1,0 +1,170 @@
+"""Calls as CUDA graphs: what a call of the same shapes launched before is launched again, at once.
+
+The first call of a kind runs as it is, which compiles and allocates whatever it needs; the second is recorded; the
+others copy their inputs to where the recording reads them, replay it, and copy what it leaves. Nothing else differs, so
+the answers are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hasten.ops.table import forced
+from hasten.ops.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hasten.inject.backbone import Backbone
+
+Tensors = tuple[Tensor | None, ...]
+Compute = Callable[..., Tensors]
+KNOWN = 512  # kinds of call that are remembered
+
+
+class Record(Protocol):
+    def __call__(self, compute: Compute, inputs: Tensors, pool: Any) -> tuple[Callable[[], None], Tensors, Any]:
+        """Record compute(*inputs): how to replay it, the outputs that a replay fills, and the pool they lie in."""
+        ...
+
+
+def record_cuda(compute: Compute, inputs: Tensors, pool: Any) -> tuple[Callable[[], None], Tensors, Any]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        outputs = compute(*inputs)
+    return graph.replay, outputs, graph.pool()
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    inputs: Tensors
+    outputs: Tensors
+    replay: Callable[[], None]
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            if mine is not None and given is not None:
+                mine.copy_(given)
+        self.replay()
+        return tuple(None if t is None else t.clone() for t in self.outputs)
+
+
+@dataclass(slots=True)
+class Lane:
+    """What the recordings of one stream share, since no two of them run at once: counters and memory."""
+
+    workspace: Workspace = field(default_factory=Workspace)
+    pool: Any = None
+    first: Callable[[], None] | None = None  # a pool whose last graph goes is gone, and none can be recorded into it
+
+
+class Graphs:
+    """The recorded calls of one model; the least recently used go first."""
+
+    def __init__(self, record: Record = record_cuda, limit: int = 16) -> None:
+        self._record, self._limit = record, limit
+        self._lock = threading.Lock()
+        self._calls: OrderedDict[Hashable, Recording | str | None] = OrderedDict()  # a text: why it cannot be recorded
+        self._lanes: dict[Hashable, Lane] = {}
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._record, self._limit)  # a copy of the model records its own calls
+
+    def __call__(self, compute: Compute, inputs: Tensors, kind: Hashable = None, lane: Hashable = None) -> Tensors:
+        """compute(*inputs), which has to depend on nothing but its inputs, `kind`, and memory that stays in place.
+
+        lane: the stream that this call runs on.
+        """
+        key = (kind, lane, forced(), tuple(map(_shape, inputs)))
+        with self._lock:
+            own = self._lanes.setdefault(lane, Lane())
+            known, found = key in self._calls, self._calls.get(key)
+            if known and found is None:
+                found = self._recorded(compute, inputs, own)
+            self._calls[key] = found
+            self._calls.move_to_end(key)
+            self._forget()
+            if isinstance(found, Recording):
+                return found(inputs)
+            with own.workspace:
+                return compute(*inputs)
+
+    def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane) -> Recording | str:
+        """A recording, or why there is none: only the attempt shows whether a model's own code waits for the device."""
+        with torch.inference_mode(False):
+            mine = tuple(None if t is None else torch.empty_like(t).copy_(t) for t in inputs)
+        try:
+            with lane.workspace:
+                replay, outputs, lane.pool = self._record(compute, mine, lane.pool)
+                lane.first = lane.first or replay
+        except RuntimeError as error:
+            lane.pool = lane.first = None  # spoilt with the recording
+            cause: BaseException = error
+            while cause.__context__ is not None:  # the end of a spoilt recording complains too, and last
+                cause = cause.__context__
+            return (str(cause).splitlines() or [type(cause).__name__])[0]
+        return Recording(mine, outputs, replay)
+
+    def _forget(self) -> None:
+        recorded = [k for k, v in self._calls.items() if isinstance(v, Recording)]
+        for key in recorded[: max(len(recorded) - self._limit, 0)]:
+            del self._calls[key]
+        while len(self._calls) > KNOWN:
+            self._calls.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget every call: the memory that they read has moved."""
+        with self._lock:
+            self._calls.clear()
+            self._lanes.clear()
+
+    @property
+    def recorded(self) -> int:
+        return sum(isinstance(v, Recording) for v in self._calls.values())
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Why some kinds of call run as they are."""
+        return tuple(dict.fromkeys(v for v in self._calls.values() if isinstance(v, str)))
+
+
+def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules: Iterable[nn.Module]) -> Tensors:
+    """compute(*inputs), replayed where that can be. `modules` are the model's own that it runs.
+
+    Where their parameters lie is a part of what a recording depends on; the backbone says when the fused weights move.
+    """
+    modules = tuple(modules)
+    lane = None if b.graphs is None else lane_of(inputs, modules)
+    if b.graphs is None or lane is None:
+        return compute(*inputs)
+    where = tuple(p.data_ptr() for m in modules for p in m.parameters())
+    return b.graphs(compute, inputs, (kind, where, tuple(b.transformer.backends.items())), lane)
+
+
+def lane_of(inputs: Iterable[Tensor | None], modules: Iterable[nn.Module]) -> Hashable:
+    """The stream on which a call with these inputs may be recorded, or None where it has to run as it is.
+
+    modules: those of the model's own that the call runs, which may want gradients.
+    """
+    given = [t for t in inputs if t is not None]
+    if not all(t.is_cuda for t in given) or torch.cuda.is_current_stream_capturing():
+        return None
+    if torch.is_autocast_enabled("cuda") or not all(map(silent, modules)):
+        return None
+    return torch.cuda.current_stream(given[0].device).cuda_stream
+
+
+def silent(module: nn.Module) -> bool:
+    """Whether a replay can stand for a call of a module: nobody looks on, and nobody wants gradients of its weights."""
+    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules())
+
+
+def _shape(t: Tensor | None) -> Hashable:
+    return None if t is None else (t.shape, t.dtype, t.device, t.stride())

@@ -1,0 +1,84 @@
+"""Which implementations of the ops a call of so many tokens takes on this device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten import ops
+from hasten.model import Transformer
+from hasten.model.layer import Experts, Layer
+from hasten.spec import Alibi, Rope, Tokens
+
+PAGE = 16  # tokens
+Call = tuple[ops.Op, tuple[Any, ...]]
+
+
+def choices(t: Transformer, rows: int, paged: bool) -> tuple[str, ...]:
+    """`op implementation` for `rows` tokens through the first block, and the head; paged: as native generation calls.
+
+    A call of several tokens is of one sequence, all of them new.
+    """
+    like = next(iter(t.weights.values()))
+    x = torch.zeros(rows, t.tower.width, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        calls = [*_parts(t.layers[0], x), *_attention(t.layers[0], x, paged), *_mlp(t.layers[0], x)]
+        forced = nullcontext() if 0 not in t.backends else ops.use(t.backends[0])
+        with forced:
+            found = [_chosen(*call) for call in calls]
+        return tuple(dict.fromkeys((*found, *(_chosen(*call) for call in _head(t, x)))))
+
+
+def _parts(layer: Layer, x: Tensor) -> list[Call]:
+    """What the references of regions are made of."""
+    around = layer.attention.around
+    n = around.before or around.outer or layer.shared_norm
+    return [(ops.linear, (x, layer.attention.qkv)), *([] if n is None else [(ops.norm, (x, n))])]
+
+
+def _attention(layer: Layer, x: Tensor, paged: bool) -> list[Call]:
+    m, a, rows = layer.attention, layer.attention.spec, len(x)
+    r = a.position
+    turn = (x.new_zeros(rows, r.dim // 2, dtype=torch.float32),) * 2 if isinstance(r, Rope) else None
+    q = x.new_zeros(rows, a.heads, a.head_dim)
+    n = m.around
+    behind = (m.out, x, n.inner, n.outer, n.scale, n.layer_scale)
+    slopes = x.new_zeros(a.heads, dtype=torch.float32) if isinstance(r, Alibi) else None
+    if paged:
+        pages = -(-rows // PAGE)
+        keys = x.new_zeros(pages, PAGE, a.kv_heads, a.head_dim)
+        where = torch.arange(rows, device=x.device)
+        starts = None if rows == 1 else torch.tensor([0, rows], device=x.device)
+        tables, lengths = torch.arange(pages, device=x.device)[None], torch.tensor([rows], device=x.device)
+        into = ops.Slots(keys, keys.clone(), where)
+        attend: Call = (ops.attend_pages, (q, keys, into.values, tables, starts, lengths, a, slopes, m.sinks))
+    else:
+        into, k = None, q[None, :, : a.kv_heads]
+        attend = (ops.attend, (q[None], k, k, a, None, None, m.sinks))
+    given = (x, n.before, m.qkv, a, m.q_norm, m.k_norm, turn, into)
+    return [(ops.qkv, given), attend, (ops.project, (q.flatten(1), *behind))]
+
+
+def _mlp(layer: Layer, x: Tensor) -> list[Call]:
+    m = layer.mlp
+    if isinstance(m, Experts):
+        shares = x.new_zeros(len(x), m.spec.top_k)
+        return [(ops.route, (x, m.router, m.spec)), (ops.experts, (x, shares, shares.long(), m.up, m.down, m.spec))]
+    y, n = x.new_zeros(len(x), m.spec.width), m.around
+    down = (m.down, x, n.inner, n.outer, n.scale, n.layer_scale)
+    return [(ops.up, (x, n.before, m.up, m.spec)), (ops.project, (y, *down))]
+
+
+def _head(t: Transformer, x: Tensor) -> list[Call]:
+    h, e = t.tower.head, t.tower.embed
+    if h is None or not isinstance(e, Tokens) or e.projection is not None:
+        return []
+    matrix = ops.Matrix(t.weights["tokens" if h.tied else "head.weight"], t.weights.get("head.bias"))
+    return [(ops.head, (x, t.final_norm, matrix, h))]
+
+
+def _chosen(op: ops.Op, arguments: tuple[Any, ...]) -> str:
+    return f"{op.name} {next(backend for backend, why in op.explain(*arguments) if why == 'chosen')}"
