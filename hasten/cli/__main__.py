@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hasten import __version__
-from hasten.cli import bench, certify, check, generate, models
+from hasten.cli import bench, certify, check, generate, models, warmup
 from hasten.errors import HastenError
 
-COMMANDS = {"generate": generate, "certify": certify, "check": check, "models": models, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "certify": certify,
+    "check": check,
+    "models": models,
+    "bench": bench,
+    "warmup": warmup,
+}
 
 
 class Parser(argparse.ArgumentParser):

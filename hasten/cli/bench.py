@@ -1,80 +1,168 @@
-"""Measure speed beside plain transformers, in one run, in turns.
+"""Measure speed beside plain transformers and other engines, in one run, in turns.
 
-Medians, least and most of interleaved runs, on models of well-known shapes with random weights.
+Medians, least and most of interleaved runs, on models of well-known shapes with random weights or from a folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hasten.cli.load import check_output, torch_dtype
+from hasten.cli.load import check_output, quiet
 from hasten.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hasten.bench.report import Report
+    from hasten.bench.work import Work
+
 DEFAULT = ("gpt2:fp32", "gpt2:bf16", "bert-base:fp32", "bert-base:bf16", "minilm:fp32")
+COUNTS = ("batch", "prompt", "new", "runs", "threads")
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("work", nargs="*", default=DEFAULT, metavar="SHAPE:DTYPE", help=f"default: {' '.join(DEFAULT)}")
-    p.add_argument("--device", default="cpu")
+    p.add_argument(
+        "work",
+        nargs="*",
+        default=DEFAULT,
+        metavar="KIND:MODEL:DTYPE",
+        help="KIND: generate, decode, prefill, encode, offline, start or cold-start; without one, decoders generate "
+        f"and encoders encode. MODEL: a shape or a folder. Default: {' '.join(DEFAULT)}",
+    )
+    p.add_argument("--standard", action="store_true", help="the table of docs/benchmarks.md, beside its targets")
+    p.add_argument("--quick", action="store_true", help="tiny models: shows that the benchmark runs, not how fast")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    p.add_argument("--peers", type=names, default=("transformers", "live"), metavar="NAME,...", help=_PEERS)
     p.add_argument("--threads", type=int, help="processor threads (default: torch's)")
-    p.add_argument("--batch", type=int, default=1)
-    p.add_argument("--prompt", type=int, default=128, help="tokens of the prompt, or of an encoder's input")
-    p.add_argument("--new", type=int, default=128, help="tokens to generate")
-    p.add_argument("--runs", type=int, default=5)
+    p.add_argument(
+        "--batch", type=counts, metavar="N,...", help="sequences at once (default: 1; offline: 600 requests)"
+    )
+    p.add_argument(
+        "--prompt",
+        "--context",
+        type=counts,
+        metavar="N,...",
+        help="tokens of the prompt or of an encoder's input (default: 128; offline: up to 1024)",
+    )
+    p.add_argument("--new", type=int, help="tokens to generate (default: 128; offline: up to 512)")
+    p.add_argument("--runs", type=int, help="timed turns (default: 5; 3 for --standard)")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--markdown", type=Path, metavar="FILE")
+    p.add_argument(
+        "--profile", type=Path, metavar="FILE", help="where Hasten's time goes, kernel by kernel, as Markdown"
+    )
     p.add_argument("--plot", type=Path, metavar="FILE.png", help="needs the bench extra")
+
+
+_PEERS = (
+    "engines to measure beside Hasten: transformers, live (transformers' generate() on Hasten), compiled "
+    "(torch.compile with a static cache: minutes), deepspeed, vllm, gpt-fast where installed; none for Hasten alone"
+)
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
-    from tqdm import tqdm
 
-    from hasten.bench.shapes import DECODERS, ENCODERS
-    from hasten.bench.timing import machine, markdown, plain
-    from hasten.bench.work import measure
+    from hasten.bench.ceilings import measure
+    from hasten.bench.measure import Bench
+    from hasten.bench.report import Report, machine
+    from hasten.bench.targets import standard
+    from hasten.bench.work import quick
 
-    wanted = []
-    for work in args.work:
-        name, _, dtype = work.partition(":")
-        if name not in DECODERS | ENCODERS:
-            raise ConfigError(f"{work}: no shape {name}; there are {', '.join(DECODERS | ENCODERS)}")
-        wanted.append((name, torch_dtype(dtype or "fp32")))
     _check(args)
+    quiet()
+    source, targets = standard()
+    works = [t.work for t in targets] if args.standard else _works(args)
+    if args.quick:
+        works = list(dict.fromkeys(quick(w) for w in works))
+    for w in works:
+        w.check()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    results = []
-    sizes = {"device": args.device, "batch": args.batch, "prompt": args.prompt, "new": args.new, "runs": args.runs}
-    with tqdm(total=sum((3 if n in DECODERS else 8) * args.runs for n, _ in wanted), unit="run", leave=False) as bar:
-        for name, dtype in wanted:
-            bar.set_description(name)
-            assert dtype is not None
-            results += measure(name, dtype, **sizes, advance=bar.update)
-    about = machine()
-    print(markdown(results, about))
-    if args.markdown:
-        args.markdown.write_text(markdown(results, about), encoding="utf-8")
-    if args.json:
-        args.json.write_text(json.dumps(plain(results, about), indent=1) + "\n", encoding="utf-8")
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+    ceilings = measure(device, dict.fromkeys(w.dtype for w in works))
+    bench = Bench(device, ceilings, args.peers, args.runs or (3 if args.standard else 5))
+    bench.profiles = [] if args.profile else None
+    told = [t for t in targets if t.work in works] if args.standard or device.type == "cuda" else []
+    report = Report(machine(ceilings), told, source, notes=bench.notes)
+    _follow(bench, works, report, args)
+    print(report.markdown(), end="")
     if args.plot:
         from hasten.bench.plot import plot
 
-        plot(results, about, args.plot)
-    return 0
+        plot(report, args.plot)
+    return 1 if bench.failed else 0
+
+
+def _follow(bench: Any, works: list[Work], report: Report, args: argparse.Namespace) -> None:
+    """Measure, and tell and write down each work as soon as it is done: whatever stops the run loses nothing else."""
+    from tqdm import tqdm
+
+    from hasten.bench.report import row
+
+    with tqdm(total=len(works), unit="work", leave=False, disable=None) as bar:
+        bench.advance = bar.refresh
+        for w, results in bench.measure(works):
+            report.works.append(w)
+            report.results += results
+            bar.update()
+            bar.write(row(w, results), file=sys.stderr)
+            _write(report, args)
+            if args.profile:
+                args.profile.write_text("\n".join(bench.profiles), encoding="utf-8")
+    _write(report, args)  # with what is known at the end only
+
+
+def _write(report: Report, args: argparse.Namespace) -> None:
+    if args.markdown:
+        args.markdown.write_text(report.markdown(), encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps(report.plain(), indent=1) + "\n", encoding="utf-8")
+
+
+def _works(args: argparse.Namespace) -> list[Work]:
+    """Every work asked for in every size, those on the same model side by side."""
+    from hasten.bench.work import Work, read_work, sizes
+
+    works = []
+    for text in args.work:
+        kind, model, dtype = read_work(text)
+        batch, prompt, new = sizes(kind)
+        every = product(args.batch or (batch,), args.prompt or (prompt,))
+        works += [Work(kind, model, dtype, b, p, args.new or new) for b, p in every]
+    return works
 
 
 def _check(args: argparse.Namespace) -> None:
-    """ConfigError for counts below one, devices there are not and files that could not be written."""
+    """ConfigError for counts below one, devices there are not, unknown peers and files that could not be written."""
+    from hasten.bench.peers import PEERS
     from hasten.inject.kinds import DEVICE
 
     try:
-        DEVICE.read(args.device)
+        if args.device is not None:
+            DEVICE.read(args.device)
     except ValueError as e:
         raise ConfigError(f"--device {args.device}: expected {e}") from e
-    for n in ("batch", "prompt", "new", "runs", "threads"):
-        if getattr(args, n) is not None and getattr(args, n) < 1:
-            raise ConfigError(f"--{n} must be at least 1, got {getattr(args, n)}")
-    for n in ("json", "markdown", "plot"):
+    for name in COUNTS:
+        given = getattr(args, name)
+        for n in () if given is None else given if isinstance(given, tuple) else (given,):
+            if n < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {n}")
+    unknown = [p for p in args.peers if p not in PEERS]
+    if unknown:
+        raise ConfigError(f"--peers {unknown[0]}: there are {', '.join(PEERS)}, and none")
+    for n in ("json", "markdown", "profile", "plot"):
         check_output(f"--{n}", getattr(args, n))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))

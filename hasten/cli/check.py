@@ -12,6 +12,8 @@ import platform
 import shutil
 from collections.abc import Iterator
 
+from hasten.cli.warmup import folder, kernels
+
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "tqdm")
 OPTIONAL = ("triton", "matplotlib", "peft")
 
@@ -52,6 +54,8 @@ def _devices() -> Iterator[str]:
         yield f"cuda:{i}       {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
     if not torch.cuda.is_available():
         yield "cuda         none: the CPU serves"
+    else:
+        yield f"kernels      {kernels()} compiled in {folder()}; `hasten warmup` compiles a model's ahead"
 
 
 def _ops(every: bool) -> Iterator[str]:

@@ -149,9 +149,9 @@ def test_decisions_are_explained_on_stderr(command: Any, gpt2: Path) -> None:
 def test_a_prompt_that_memory_cannot_hold_is_bad_news(
     command: Any, gpt2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hasten.inject import engine
+    from hasten.inject import native
 
-    monkeypatch.setattr(engine, "Generator", partial(engine.Generator, memory_limit=2**15))  # two pages of 16 tokens
+    monkeypatch.setattr(native, "Generator", partial(native.Generator, memory_limit=2**15))  # two pages of 16 tokens
     r = command("generate", PROMPT, f"{PROMPT} looked at the sea and said", "--model", gpt2, "--max_new_tokens", 20)
     assert r.status == 1
     assert f"[0.0] {theirs(gpt2, PROMPT, 20)}".rstrip("\ufffd") in r.out
