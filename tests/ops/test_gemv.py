@@ -173,3 +173,28 @@ def test_q_k_norms_are_left_to_others() -> None:
     assert _accepts(x, n, m, a, None, None, turn, into)
     assert not _accepts(x, n, m, a, norm, norm, turn, into)
     assert qkv.reference(x, n, m, a, norm, norm, turn, into)[0].shape == (1, 2, 20)
+
+
+@settings(max_examples=50)
+@given(
+    rows=st.integers(1, 200000), columns=st.integers(1, 32768), itemsize=st.sampled_from((2, 4)), pairs=st.booleans()
+)
+def test_every_launch_is_one_that_the_kernel_can_run(rows: int, columns: int, itemsize: int, pairs: bool) -> None:
+    from hasten.ops.triton.gemv_launch import gemv_launch
+
+    shape = gemv_launch(rows, columns, itemsize, pairs, torch.device("cpu"))
+    assert all(n > 0 and n & (n - 1) == 0 for n in (shape.rows, shape.block, shape.warps))
+    assert shape.block >= columns
+    assert shape.rows * shape.block * (2 if pairs else 1) <= 128 * 32 * shape.warps  # numbers that a thread holds
+
+
+def test_measured_launches_come_before_the_rule_and_are_ones_that_work() -> None:
+    from hasten.ops.triton.gemv_launch import gemv_launch
+    from hasten.ops.triton.shapes.files import records
+
+    found = records("gemv", torch.device("cpu"))
+    assert found, "tensors on the CPU are launched as on an H100"
+    for r in found:
+        shape = gemv_launch(r["rows"], r["columns"], r["itemsize"], r["pairs"], torch.device("cpu"))
+        assert {"rows": shape.rows, "warps": shape.warps} == r["launch"]
+        assert shape.rows * shape.block * (2 if r["pairs"] else 1) <= 128 * 32 * shape.warps

@@ -6,18 +6,17 @@ power of two that x's rows are rounded up to, and launch the fields of a `Skinny
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
 from hasten.ops.triton.arrange import processors
+from hasten.ops.triton.shapes.files import records
 from hasten.ops.triton.skinny import SkinnyLaunch, skinny_launch
 
-MEASURED = {"H100": "h100.json", "H200": "h100.json"}
-"""What a device's name contains, and its file: an H200 has the processors of an H100 and faster memory."""
 MOST_ROWS = {torch.float32: 16}  # without tensor cores a product soon waits for arithmetic, which cuBLAS does better
 Shape = tuple[str, bool, int, int, int]  # dtype, gated, height, columns, rows
 
@@ -29,26 +28,19 @@ def launch_for(
     if not 2 <= rows <= MOST_ROWS.get(dtype, 64):
         return None
     shape = (str(dtype)[6:], gated, height, columns, triton.next_power_of_2(rows))
-    known = measured(_name(device))
+    known = measured(device)
     return known[shape] if shape in known else skinny_launch(rows, height, columns, dtype.itemsize, processors(device))
 
 
 @cache
-def measured(device: str) -> dict[Shape, SkinnyLaunch | None]:
-    """What was measured on a device of this name, or nothing."""
-    file = next((f for part, f in MEASURED.items() if part in device), None)
-    return {} if file is None else read(Path(__file__).parent / file)
+def measured(device: torch.device) -> dict[Shape, SkinnyLaunch | None]:
+    """What was measured on such a device, or nothing."""
+    return launches(records("skinny", device))
 
 
-def read(path: Path) -> dict[Shape, SkinnyLaunch | None]:
-    """The launches of one file."""
+def launches(found: Iterable[Mapping[str, Any]]) -> dict[Shape, SkinnyLaunch | None]:
+    """The launches of a file's records."""
     return {
         (r["dtype"], r["gated"], r["height"], r["columns"], r["rows"]): r["launch"] and SkinnyLaunch(**r["launch"])
-        for r in json.loads(path.read_text())
+        for r in found
     }
-
-
-@cache
-def _name(device: torch.device) -> str:
-    """Tensors on the CPU are compiled for inspection, or interpreted, as for an H100."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "H100"
