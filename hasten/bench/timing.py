@@ -42,9 +42,9 @@ class Result:
     share: float | None = None
 
 
-def job(*calls: Call) -> Job:
-    """Calls that are their own warm-up, the last of them the one to look into."""
-    return Job(lambda: [call() for call in calls], calls, calls[-1])
+def job(*calls: Call, rounds: int = 1) -> Job:
+    """Calls that are their own warm-up, in so many rounds, the last of them the one to look into."""
+    return Job(lambda: [call() for _ in range(rounds) for call in calls], calls, calls[-1])
 
 
 def interleave(

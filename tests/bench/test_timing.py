@@ -48,3 +48,10 @@ def test_who_fails_is_left_out_and_the_others_are_measured() -> None:
 
 def test_the_median_and_the_spread() -> None:
     assert result("w", "a", [5.0, 1.0, 2.0], "ms") == Result("w", "a", 2.0, 1.0, 5.0, "ms", 3)
+
+
+def test_a_warm_up_goes_through_its_calls_in_rounds() -> None:
+    order: list[str] = []
+    made = job(lambda: order.append("one"), lambda: order.append("many"), rounds=2)
+    made.warm()
+    assert order == ["one", "many"] * 2
