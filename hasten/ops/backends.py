@@ -11,8 +11,9 @@ import torch
 
 
 def _triton_runs() -> bool:
+    """Triton 3.4 is the first that launches dependent kernels early and describes tensors for the copy engine."""
     runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
-    return runs and find_spec("triton") is not None
+    return runs and find_spec("triton") is not None and find_spec("triton.tools.tensor_descriptor") is not None
 
 
 BACKENDS: dict[str, tuple[Callable[[], bool], str]] = {

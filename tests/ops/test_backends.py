@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hasten.ops import act, write_pages
+from hasten.ops import act, backends, write_pages
 from hasten.ops.backends import load
 from tests.ops.cases import CASES
 
@@ -25,6 +25,14 @@ def test_triton_is_imported_where_it_runs_and_only_by_load() -> None:
         environment = {**os.environ, "TRITON_INTERPRET": flag}
         done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
         assert ("triton" in done.stdout.split()) is expected
+
+
+def test_a_triton_without_what_the_kernels_need_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backends.BACKENDS["triton"][0]()
+    older = lambda name: None if name == "triton.tools.tensor_descriptor" else True  # noqa: E731
+    monkeypatch.setattr(backends, "find_spec", older)
+    assert not backends.BACKENDS["triton"][0]()
 
 
 def test_interpreted_kernels_serve_no_call_by_themselves() -> None:
