@@ -15,11 +15,12 @@ from torch import Tensor
 from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer
 from hasten.ops.region import head, project, up
-from hasten.ops.triton.act import CURVES, curve
+from hasten.ops.triton.act import CURVES, curve, gated_curve
 from hasten.ops.triton.arrange import served
 from hasten.ops.triton.curves import tanh
 from hasten.ops.triton.gemv_launch import gemv_launch
 from hasten.ops.triton.launch import dependent, go, wait
+from hasten.ops.triton.settle import vectors
 from hasten.spec import Head, Mlp
 
 WIDEST = 32768  # columns: a row in the registers of 16 warps, 64 numbers a thread
@@ -112,12 +113,7 @@ def gemv(
     a = products(x, tile, g, b, columns, eps, NORM, BLOCK) + added
     if GATED:
         a, u = tl.split(tl.reshape(a, (ROWS, 2)))
-        if ACT == "clamped_swiglu":
-            a = tl.minimum(a, 7.0)
-            u = tl.minimum(tl.maximum(u, -7.0), 7.0)
-            a = curve(a, "quick_gelu") * (u + 1.0)
-        else:
-            a = curve(a, ACT) * u
+        a = gated_curve(a, u, ACT)
     elif ACT != "none":
         a = curve(a, ACT)
     if softcap is not None:
@@ -133,8 +129,7 @@ def norm_arguments(n: NormLayer | None) -> tuple[Tensor | None, Tensor | None, f
     """Weight, bias, eps, offset and kind of a norm that may be absent."""
     if n is None:
         return None, None, 0.0, 0.0, "none"
-    bias = n.bias if n.spec.kind == "layer" else None
-    return n.weight, bias, n.spec.eps, n.spec.offset, n.spec.kind
+    return *vectors(n), n.spec.eps, n.spec.offset, n.spec.kind
 
 
 def one_row(x: Tensor, m: Matrix, *vectors: Tensor | None) -> bool:
@@ -233,7 +228,9 @@ def _accepts_project(
     scale: float,
     layer_scale: Tensor | None,
 ) -> bool:
-    return inner is None and outer is None and residual.dtype == x.dtype and one_row(x, m, residual, layer_scale)
+    if inner is not None or outer is not None or not one_row(x, m, residual, layer_scale):
+        return False
+    return residual.dtype == x.dtype and residual.numel() == len(m.weight)
 
 
 @project.register("triton", devices="cuda", accepts=_accepts_project)

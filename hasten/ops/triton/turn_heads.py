@@ -203,8 +203,6 @@ def _(
     turn: tuple[Tensor, Tensor] | None,
     into: Slots | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if q_norm is None and k_norm is None and turn is None and into is None and a.clip is None:
-        return qkv.reference(x, before, m, a, None, None, None, None)  # heads are taken out of the product as they lie
     lead = x.shape[:-1]
     y = linear(x if before is None else norm(x, before), m)
     clip = a.clip
