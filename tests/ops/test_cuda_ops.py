@@ -68,6 +68,10 @@ def test_flash_and_cudnn_share_the_unmasked_queries_by_their_number(
     queries: int, heads: tuple[int, int], where: str
 ) -> None:
     a = Attention(*heads, 16, 0.25, False, "")
+    many = torch.empty(128, 256, heads[0], 16, dtype=torch.float16)
+    assert [i.backend for op, i in ON_CUDA if op is attend and i.accepts(many, many, many, a, None, None, None)][
+        0
+    ] == "cudnn"
     q, k, v = (random(2, queries, h, 16, dtype=torch.float16) for h in (heads[0], heads[1], heads[1]))
     arguments = (q, k, v, a, None, None, None)
     takers = [i.backend for op, i in ON_CUDA if op is attend and i.accepts(*arguments)]

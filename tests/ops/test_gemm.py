@@ -137,22 +137,13 @@ def test_a_product_by_programs_that_go_through_tiles(
         close(out, want, dtype)
 
 
-@DTYPES
-def test_a_gated_product_by_programs_that_go_through_tiles(device: str, dtype: torch.dtype) -> None:  # noqa: F811
-    x, m = random(37, 80, dtype=dtype), matrix(dtype, 2 * 40, 80)
-    want = up.reference(*convert((x, None, m), torch.float64), Mlp(40, "silu", True, True))
-    out = torch.full((37, 40), torch.nan, dtype=dtype, device=device)
-    multiply_wide(onto(x, device), onto(m, device), out, WIDE, act="silu", gated=True)
-    close(out, want, dtype)
-
-
 def test_thousands_of_rows_go_through_tiles_of_128_by_256() -> None:
-    shape = wide_launch(4096, 4096, False, 132)
+    shape = wide_launch(4096, 4096, 132)
     assert shape is not None
     assert (shape.rows, shape.columns, shape.programs) == (128, 256, 132)
-    assert wide_launch(128, 4096, False, 132) is None  # 16 tiles
-    assert wide_launch(4480, 1024, False, 132) is None  # 140 tiles: eight of them alone in a second round
-    assert wide_launch(12608, 1024, False, 132) == shape
+    assert wide_launch(128, 4096, 132) is None  # 16 tiles
+    assert wide_launch(4480, 1024, 132) is None  # 140 tiles: eight of them alone in a second round
+    assert wide_launch(12608, 1024, 132) == shape
 
 
 # ---- the second half of a split product
@@ -180,7 +171,8 @@ def test_sums_are_added_up_and_finished(inner: Any, outer: Any, device: str, dty
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 def test_regions_take_the_kernels(device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(many_rows, "gemm_launch", lambda *a: replace(LARGE, splits=2 if a[4] else 1))
-    x, residual = random(3, 22, 128, dtype=dtype), random(3, 22, 48, dtype=dtype)
+    monkeypatch.setattr(many_rows, "COLUMNS", 0)
+    x, residual = random(3, 33, 128, dtype=dtype), random(3, 33, 48, dtype=dtype)
     plain, gate = matrix(dtype, 48, 128), matrix(dtype, 2 * 48, 128)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
         (linear, (x, plain)),
@@ -200,21 +192,50 @@ def test_regions_take_the_kernels(device: str, dtype: torch.dtype, monkeypatch: 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x, m: (x[:64], m),
+        lambda x, m: (x[:96], m),
         lambda x, m: (x.double(), Matrix(m.weight.double())),
         lambda x, m: (x, Matrix(m.weight.float())),
         lambda x, m: (x, Matrix(m.weight.mT.contiguous().mT)),
         lambda x, m: (x[:, :40], Matrix(m.weight[:, :40].contiguous())),
-        lambda x, m: (x.expand(10, 70, 64), m),
-        lambda x, m: (x.new_empty(70, 2**13), Matrix(x.new_empty(2**11, 2**13))),
+        lambda x, m: (x.expand(2, 100, 64), m),
+        lambda x, m: (x.new_empty(100, 2**12), Matrix(x.new_empty(2**11, 2**12))),
+        lambda x, m: (x, Matrix(m.weight[:1024].contiguous())),
     ],
-    ids=["few rows", "float64", "two dtypes", "transposed", "narrow reads", "cuBLAS' rows", "cuBLAS' matrices"],
+    ids=[
+        "few rows",
+        "float64",
+        "two dtypes",
+        "transposed",
+        "narrow reads",
+        "cuBLAS' rows",
+        "cuBLAS' matrices",
+        "few columns",
+    ],
 )
 def test_linear_leaves_to_others_what_they_do_better(change: Any) -> None:
     mine = next(i for i in linear.implementations if i.run.__module__ == many_rows.__name__)
-    x, m = random(70, 64, dtype=torch.float16), matrix(torch.float16, 48, 64, bias=False)
+    x, m = random(100, 64, dtype=torch.float16), matrix(torch.float16, 2048, 64, bias=False)
     assert mine.accepts(x, m)
     assert not mine.accepts(*change(x, m))
+
+
+@pytest.mark.parametrize(
+    ("rows", "act", "gated", "bias", "mine"),
+    [
+        (128, "gelu_tanh", False, True, True),
+        (128, "silu", True, False, True),
+        (129, "gelu", False, True, False),
+        (4096, "gelu", False, True, True),
+        (4096, "gelu_tanh", False, True, False),  # cuBLAS applies it
+        (4096, "gelu_tanh", False, False, True),
+        (4096, "silu", True, False, False),
+    ],
+)
+def test_activations_behind_many_rows(rows: int, act: str, gated: bool, bias: bool, mine: bool) -> None:
+    x = torch.empty(rows, 64, dtype=torch.float16)
+    m = matrix(torch.float16, 4096, 64, bias=bias)
+    implementation = next(i for i in up.implementations if i.run.__module__ == many_rows.__name__)
+    assert implementation.accepts(x, None, m, Mlp(2048 if gated else 4096, act, gated, bias)) == mine
 
 
 # ---- launch shapes
@@ -223,12 +244,13 @@ def test_linear_leaves_to_others_what_they_do_better(change: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "depth", "splits", "tile", "shares"),
     [
-        (1024, 2048, 1024, False, (128, 128), 1),
-        (128, 4096, 1024, False, (64, 64), 1),
-        (128, 1024, 1024, True, (64, 64), 4),
-        (128, 1024, 4096, True, (64, 64), 4),
-        (128, 1024, 1024, False, (64, 64), 1),
+        (128, 4096, 1024, False, (128, 32), 1),
+        (128, 1024, 1024, True, (128, 32), 2),
+        (128, 1024, 4096, True, (128, 32), 4),
+        (128, 1024, 1024, False, (128, 32), 1),
+        (197, 1024, 1024, True, (128, 64), 2),
         (197, 1024, 4096, True, (128, 64), 4),
+        (512, 1024, 4096, True, (128, 64), 2),
     ],
 )
 def test_launches_keep_every_processor_busy(

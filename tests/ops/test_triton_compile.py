@@ -96,6 +96,15 @@ def test_products_of_few_rows_ask_for_weights_before_they_wait_and_stream_them_p
         assert b["tensor_cores"] == ("none" if b["dtype"] == "torch.float32" else "HGMMA"), label(b)
 
 
+def test_products_of_some_hundred_rows_ask_for_weights_before_they_wait(binaries: Iterator[dict[str, Any]]) -> None:
+    found = [b for b in binaries if b["kernel"] == "gemm_tile"]
+    assert found
+    for b in found:
+        before, after = b["order"].split(" ACQBULK ")
+        assert before in ("PREEXIT UBLKPF", "PREEXIT UBLKPF*2"), label(b)  # of a gate, twice
+        assert after.startswith("UTMALDG*"), label(b)
+
+
 def test_products_of_one_row_load_all_their_weights_before_they_wait(binaries: Iterator[dict[str, Any]]) -> None:
     found = [b for b in binaries if b["kernel"] in ("gemv", "gemv_qkv")]
     assert {b["kernel"] for b in found} == {"gemv", "gemv_qkv"}

@@ -25,6 +25,7 @@ from hasten.spec import Attention
 
 FEWEST = 16  # queries that fill the smallest tile
 SHORT = 512  # keys up to which the gap between kernels counts, which torch's do not close
+MUCH = 2**25  # scores from which it does not
 
 
 @triton.jit
@@ -157,19 +158,19 @@ class RowsLaunch:
 
 
 def rows_launch(queries: int, tokens: int, heads: int, head_dim: int, wide: bool, processors: int) -> RowsLaunch:
-    """The highest tiles that leave no processor idle, but no higher than a sequence.
+    """Tiles as high as a sequence, up to 128; of 64 where that leaves processors idle, and then with more keys a step.
 
     queries: of one sequence, or on average. tokens: of all sequences. wide: float32 operands.
     """
     dim = max(triton.next_power_of_2(head_dim), 16)
     most = 16 if wide or dim > 256 else 64 if dim > 128 else 128
     rows = min(max(triton.next_power_of_2(queries), FEWEST), most)
-    while rows > FEWEST and triton.cdiv(tokens, rows) * heads < processors * 3 // 4:
-        rows //= 2
-    keys = 32 if wide or dim > 128 else 64
-    return RowsLaunch(
-        rows=rows, keys=keys, dim=dim, warps=8 if rows == 128 or dim > 128 else 4, stages=1 if wide else 2
-    )
+    if rows == 128 and triton.cdiv(tokens, rows) * heads < processors * 3 // 4:
+        rows = 64
+    warps = 8 if rows == 128 or dim > 128 else 4
+    if wide or dim > 128:
+        return RowsLaunch(rows=rows, keys=32, dim=dim, warps=warps, stages=1 if wide else 2)
+    return RowsLaunch(rows=rows, keys=128 if rows < 128 and dim <= 64 else 64, dim=dim, warps=warps, stages=3)
 
 
 def _serves(q: Tensor, k: Tensor, v: Tensor, a: Attention, *more: Tensor | None) -> bool:
@@ -185,7 +186,7 @@ def _accepts(
     """What torch's kernels lack, and short sequences, whose time is in the launches."""
     queries, keys = q.shape[1], k.shape[1]
     lacking = bias is not None or sinks is not None or a.softcap is not None or mask is not None
-    fits = queries >= FEWEST and (lacking or keys <= SHORT)
+    fits = queries >= FEWEST and (lacking or (keys <= SHORT and len(q) * q.shape[2] * queries * keys < MUCH))
     return (fits or interpreted()) and _serves(q, k, v, a, bias, sinks)
 
 

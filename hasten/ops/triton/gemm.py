@@ -14,13 +14,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve, gated_curve
 from hasten.ops.triton.arrange import interpreted
 from hasten.ops.triton.launch import dependent, go, wait
 
-FEW = 512  # rows up to which weights are sent for early: more rows wait for arithmetic
+FEW = 256  # rows up to which weights are sent for early: more rows wait for arithmetic
 
 
 @triton.jit
@@ -44,6 +45,7 @@ def send_for(w, n, columns, first, stop, w_row, COLUMNS: tl.constexpr, PIECES: t
 def gemm_tile(
     x,
     w,
+    weights,
     bias,
     residual,
     layer_scale,
@@ -51,7 +53,6 @@ def gemm_tile(
     rows,
     columns,
     depth,
-    x_row,
     w_row,
     residual_row,
     scale,
@@ -62,11 +63,11 @@ def gemm_tile(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
-    EVEN: tl.constexpr,
     PIECES: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """x and w are descriptors of matrices, w that of `weights`; what lies beyond their ends is read as zeros."""
     go(PDL)
     # tiles in groups of GROUP rows of tiles, so that programs that run together share what they read
     tile = tl.program_id(0)
@@ -81,32 +82,23 @@ def gemm_tile(
     first = split * run
     stop = tl.minimum(first + run, depth)
     if PDL and PIECES > 0:
-        send_for(w, left, columns, first, stop, w_row, COLUMNS, PIECES)
+        send_for(weights, left, columns, first, stop, w_row, COLUMNS, PIECES)
         if GATED:
-            send_for(w + columns.to(tl.int64) * w_row, left, columns, first, stop, w_row, COLUMNS, PIECES)
+            send_for(weights + columns.to(tl.int64) * w_row, left, columns, first, stop, w_row, COLUMNS, PIECES)
     wait(PDL)
 
-    m, n, d = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
-    inside = (m < rows)[:, None] & (n < columns)[None, :]
-    # rows and columns beyond the end read the last one, which costs no mask in the loop, and are not stored
-    # a tile's corner is a number of 64 bits, and what lies in the tile is few enough bytes from it for 32
-    x_at = x + top.to(tl.int64) * x_row + tl.minimum(m - top, rows - 1 - top)[:, None] * x_row + d[None, :]
-    w_at = w + left.to(tl.int64) * w_row + tl.minimum(n - left, columns - 1 - left)[:, None] * w_row + d[None, :]
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     if GATED:
-        u_at = w_at + columns.to(tl.int64) * w_row
         u = tl.zeros((ROWS, COLUMNS), tl.float32)
     for at in range(first, stop, DEPTH):
-        if EVEN:
-            a, b = tl.load(x_at + at), tl.load(w_at + at)
-        else:
-            left_over = (d < stop - at)[None, :]
-            a, b = tl.load(x_at + at, mask=left_over, other=0.0), tl.load(w_at + at, mask=left_over, other=0.0)
-        y = tl.dot(a.to(DOT), tl.trans(b.to(DOT)), y, input_precision="ieee")
+        a, b = x.load([top, at]), w.load([left, at])
+        y = tl.dot(a.to(DOT), b.to(DOT).T, y, input_precision="ieee")
         if GATED:
-            c = tl.load(u_at + at) if EVEN else tl.load(u_at + at, mask=(d < stop - at)[None, :], other=0.0)
-            u = tl.dot(a.to(DOT), tl.trans(c.to(DOT)), u, input_precision="ieee")
+            c = w.load([columns + left, at])
+            u = tl.dot(a.to(DOT), c.to(DOT).T, u, input_precision="ieee")
 
+    m, n = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
+    inside = (m < rows)[:, None] & (n < columns)[None, :]
     if SPLITS > 1:
         into = (split * rows + m).to(tl.int64)[:, None] * columns + n[None, :]
         tl.store(out + into, y, mask=inside)
@@ -140,19 +132,20 @@ class GemmLaunch:
 
 
 def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, processors: int) -> GemmLaunch:
-    """Tiles of 128 x 128 where every processor gets one; else smaller ones, and split sums if allowed.
+    """Tiles as narrow as keeps the processors busy, six steps of the sum in flight, and split sums if allowed.
 
-    What counts for smaller ones is how many bytes are on their way at a time: steps are deep and four are in flight.
     depth: of the sum. gated: two products a tile. splits: whether the caller can add up.
     """
-    if triton.cdiv(rows, 128) * triton.cdiv(columns, 64 if gated else 128) >= processors * 15 // 16:
-        return GemmLaunch(128, 64 if gated else 128, 64, 1, 8, 8, 4)
-    # one tile of 128 reads the matrix once where two of 64 read it twice, but leaves twice the processors idle
-    high, across = 64 if rows <= 128 else 128, 32 if gated else 64
-    tiles = triton.cdiv(rows, high) * triton.cdiv(columns, across)
-    most = max(depth // 256, 1) if splits else 1  # a sum no shorter than two steps a program
+    across = 32 if rows <= 128 or gated else 64
+    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, across)
+    most = max(depth // 512, 1) if splits else 1  # a sum no shorter than eight steps a program
     shares = max(min(processors // max(tiles, 1), most, 8), 1)
-    return GemmLaunch(high, across, 128, shares, 8, high // 16, 4)
+    return GemmLaunch(128, across, 64, shares, 8, 4 if rows <= 128 else 8, 6)
+
+
+def described(t: Tensor) -> bool:
+    """Whether the tensor memory accelerator reads (rows, columns) as they lie: 16 bytes at a time."""
+    return t.stride(-1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
 
 
 def multiply(
@@ -168,7 +161,7 @@ def multiply(
 ) -> None:
     """act(x W^T + bias) into `out` (rows, columns), or float32 (splits, rows, columns) without bias where it is split.
 
-    x and residual (rows, ...) are flat. Rows of the matrix are [gate | up] where gated.
+    x and residual (rows, ...) are flat, x and the matrix `described`. Rows of the matrix are [gate | up] where gated.
     """
     rows, depth = x.shape
     columns = m.weight.shape[0] // 2 if gated else m.weight.shape[0]
@@ -177,7 +170,8 @@ def multiply(
     ahead = rows <= FEW and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
     with torch.cuda.device_of(x):
         gemm_tile[(tiles, shape.splits)](
-            x,
+            TensorDescriptor.from_tensor(x, [shape.rows, shape.depth]),
+            TensorDescriptor.from_tensor(m.weight, [shape.columns, shape.depth]),
             m.weight,
             m.bias,
             residual,
@@ -186,7 +180,6 @@ def multiply(
             rows,
             columns,
             depth,
-            x.stride(0),
             m.weight.stride(0),
             0 if residual is None else residual.stride(0),
             scale,
@@ -197,7 +190,6 @@ def multiply(
             COLUMNS=shape.columns,
             DEPTH=shape.depth,
             GROUP=shape.group,
-            EVEN=depth % shape.depth == 0,
             PIECES=max(shape.warps * 32 // shape.columns, 1) if ahead else 0,
             DOT=getattr(tl, str(dot).removeprefix("torch.")),
             num_warps=shape.warps,

@@ -2,7 +2,7 @@
 
 Tiles come through the tensor memory accelerator, which needs no registers for addresses and fills what lies beyond the
 end with zeros. The loop over tiles and the loop over a sum are one, so the next tile's loads are under way while a tile
-is finished: biased, activated, gated, added to the residual. Half of its columns at a time fits into registers.
+is finished: biased, activated, added to the residual. Half of its columns at a time fits into registers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hasten.ops.linear import Matrix
-from hasten.ops.triton.act import curve, gated_curve
+from hasten.ops.triton.act import curve
 from hasten.ops.triton.arrange import interpreted
 from hasten.ops.triton.launch import dependent, go, wait
 
@@ -48,7 +48,6 @@ def gemm_tiles(
     depth,
     scale,
     ACT: tl.constexpr,
-    GATED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -68,23 +67,14 @@ def gemm_tiles(
         within = tile % (GROUP * across)
         top, left = (group * GROUP + within % high) * ROWS, within // high * COLUMNS
         y = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if GATED:
-            u = tl.zeros((ROWS, COLUMNS), tl.float32)
         for step in range(steps):
             a, b = x.load([top, step * DEPTH]), w.load([left, step * DEPTH])
             y = tl.dot(a.to(DOT), b.to(DOT).T, y, input_precision="ieee")
-            if GATED:
-                c = w.load([columns + left, step * DEPTH])
-                u = tl.dot(a.to(DOT), c.to(DOT).T, u, input_precision="ieee")
         parts = halves(y, ROWS, COLUMNS)
-        if GATED:
-            others = halves(u, ROWS, COLUMNS)
         for i in tl.static_range(2):
             n = left + i * HALF + tl.arange(0, HALF)
             z = biased(parts[i], bias, n, columns)
-            if GATED:
-                z = gated_curve(z, biased(others[i], bias, columns + n, 2 * columns), ACT)
-            elif ACT != "none":
+            if ACT != "none":
                 z = curve(z, ACT)
             if layer_scale is not None:
                 z *= tl.load(layer_scale + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
@@ -96,7 +86,7 @@ def gemm_tiles(
 @dataclass(frozen=True, slots=True)
 class WideLaunch:
     rows: int  # of a tile
-    columns: int  # of a tile, and as many again where gated
+    columns: int  # of a tile
     depth: int  # of one step of the sum
     group: int  # rows of tiles that programs go through side by side
     programs: int
@@ -104,18 +94,12 @@ class WideLaunch:
     stages: int
 
 
-def wide_launch(rows: int, columns: int, gated: bool, processors: int) -> WideLaunch | None:
+def wide_launch(rows: int, columns: int, processors: int) -> WideLaunch | None:
     """Tiles of 128 x 256, which read least for what they compute; None where they would leave processors idle."""
-    across = 128 if gated else 256
-    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, across)
+    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, 256)
     if tiles < 0.85 * triton.cdiv(tiles, processors) * processors:
         return None
-    return WideLaunch(128, across, 64, 8, processors, 8, 3)
-
-
-def described(t: Tensor) -> bool:
-    """Whether the tensor memory accelerator reads (rows, columns) as they lie: 16 bytes at a time."""
-    return t.stride(-1) == 1 and t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
+    return WideLaunch(128, 256, 64, 8, processors, 8, 3)
 
 
 def multiply_wide(
@@ -124,7 +108,6 @@ def multiply_wide(
     out: Tensor,
     shape: WideLaunch,
     act: str = "none",
-    gated: bool = False,
     residual: Tensor | None = None,
     scale: float = 1.0,
     layer_scale: Tensor | None = None,
@@ -148,7 +131,6 @@ def multiply_wide(
             x.shape[1],
             scale,
             ACT=act,
-            GATED=gated,
             ROWS=shape.rows,
             COLUMNS=shape.columns,
             DEPTH=shape.depth,

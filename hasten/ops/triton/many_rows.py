@@ -1,13 +1,12 @@
 """Products of more than sixty-four rows, and the regions that end with what a kernel does behind the product.
 
-cuBLAS is as good as a product gets; these take what it leaves on the table. Up to FEW rows that is the gap between
-kernels, for ours start early. Beyond, it is the pass over a wide tensor that an activation or a residual costs by
-itself: without either, the product is cuBLAS'.
+cuBLAS is as good as a product gets; these take what it leaves on the table. For few rows that is the gap between
+kernels, for ours start early. For thousands it is the pass over a wide tensor that an activation or a residual costs by
+itself: without either, the product is cuBLAS', and a gated one too, whose product with two matrices is a fifth slower
+here than cuBLAS' and the kernel for the gate together.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +17,17 @@ from hasten.ops.region import project, up
 from hasten.ops.settle import settle
 from hasten.ops.triton.act import CURVES
 from hasten.ops.triton.arrange import interpreted, processors, served
-from hasten.ops.triton.gemm import FEW, GemmLaunch, gemm_launch, multiply
-from hasten.ops.triton.gemm_wide import WideLaunch, described, multiply_wide, wide_launch
+from hasten.ops.triton.gemm import FEW, GemmLaunch, described, gemm_launch, multiply
+from hasten.ops.triton.gemm_wide import WideLaunch, multiply_wide, wide_launch
 from hasten.ops.triton.norm import WIDEST
 from hasten.ops.triton.sums import add_up
 from hasten.spec import Mlp
 
-FEWEST = 65  # rows; fewer are product.py's
-SMALL = 2**23  # numbers of a matrix that is read in so little time that the gap before it counts
+FEWEST = 97  # rows that fill enough of a tile of 128; fewer than 65 are product.py's
+ONE_TILE = 128  # rows up to which a product alone is faster than cuBLAS' too, if it has enough columns
+COLUMNS = 2048
+BY_CUBLAS = frozenset(("relu", "gelu_tanh"))  # activations that it applies itself, behind a bias
+SMALL = 2**22  # numbers of a matrix that is read in so little time that the gap before it counts
 
 
 def _fits(x: Tensor, m: Matrix, *more: Tensor | None) -> bool:
@@ -38,17 +40,21 @@ def _fits(x: Tensor, m: Matrix, *more: Tensor | None) -> bool:
     return numbers and whole and served(x, w, m.bias, *more)
 
 
-def _few(x: Tensor, m: Matrix) -> bool:
-    return x.shape[:-1].numel() <= FEW and m.weight.numel() <= SMALL
+def _few(x: Tensor, m: Matrix, most: int) -> bool:
+    return x.shape[:-1].numel() <= most and m.weight.numel() <= SMALL
 
 
-def _wide(x: Tensor, m: Matrix, gated: bool) -> WideLaunch | None:
+def _wide(x: Tensor, m: Matrix) -> WideLaunch | None:
     """The launch of the kernel for thousands of rows, where it leaves no processor idle."""
-    rows, columns = x.shape[:-1].numel(), m.weight.shape[0] // (2 if gated else 1)
-    return wide_launch(rows, columns, gated, processors(x.device)) if rows > FEW else None
+    rows = x.shape[:-1].numel()
+    return wide_launch(rows, m.weight.shape[0], processors(x.device)) if rows > FEW else None
 
 
-@linear.register("triton", devices="cuda", accepts=lambda x, m: _fits(x, m) and _few(x, m))
+def _alone(x: Tensor, m: Matrix) -> bool:
+    return _few(x, m, ONE_TILE) and len(m.weight) >= COLUMNS
+
+
+@linear.register("triton", devices="cuda", accepts=lambda x, m: _fits(x, m) and _alone(x, m))
 def _(x: Tensor, m: Matrix) -> Tensor:
     out = x.new_empty(*x.shape[:-1], m.weight.shape[0])
     multiply(flat(x), m, flat(out), _launch(x, m, False, False))
@@ -56,16 +62,21 @@ def _(x: Tensor, m: Matrix) -> Tensor:
 
 
 def _accepts_up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> bool:
-    """Without a gate, cuBLAS and a kernel for the activation are faster for many rows: 84 us against 97 on an H100."""
     known = mlp.act in CURVES or (mlp.gated and mlp.act == "clamped_swiglu")
-    return known and _fits(x, m) and (_few(x, m) or (mlp.gated and _wide(x, m, True) is not None))
+    if not known or not _fits(x, m):
+        return False
+    mine = not mlp.gated and (m.bias is None or mlp.act not in BY_CUBLAS)
+    return _alone(x, m) or (mine and _wide(x, m) is not None)
 
 
 @up.register("triton", devices="cuda", accepts=_accepts_up)
 def _(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
     x = x if before is None else norm(x, before)
-    out = x.new_empty(*x.shape[:-1], mlp.width)
-    _finish(x, m, out, gated=mlp.gated, act=mlp.act)
+    out, wide = x.new_empty(*x.shape[:-1], mlp.width), _wide(x, m)
+    if wide is None:
+        multiply(flat(x), m, flat(out), _launch(x, m, mlp.gated, False), gated=mlp.gated, act=mlp.act)
+    else:
+        multiply_wide(flat(x), m, flat(out), wide, act=mlp.act)
     return out
 
 
@@ -81,7 +92,7 @@ def _accepts_project(
     """Many rows are worth it only where no norm keeps the end of the product from being the end of the region."""
     if residual.dtype != x.dtype or not _fits(x, m, residual, layer_scale) or len(m.weight) > WIDEST:
         return False
-    return _few(x, m) or (inner is None and outer is None and _wide(x, m, False) is not None)
+    return _few(x, m, FEW) or (inner is None and outer is None and _wide(x, m) is not None)
 
 
 @project.register("triton", devices="cuda", accepts=_accepts_project)
@@ -94,9 +105,10 @@ def _(
     scale: float,
     layer_scale: Tensor | None,
 ) -> Tensor:
-    if inner is None and outer is None and _wide(x, m, False) is not None:
+    wide = _wide(x, m)
+    if inner is None and outer is None and wide is not None:
         out = x.new_empty(residual.shape)
-        _finish(x, m, out, residual=flat(residual), scale=scale, layer_scale=layer_scale)
+        multiply_wide(flat(x), m, flat(out), wide, residual=flat(residual), scale=scale, layer_scale=layer_scale)
         return out
     shape = _launch(x, m, False, True)
     if shape.splits > 1:
@@ -109,15 +121,6 @@ def _(
         return out
     multiply(flat(x), m, flat(out), shape)
     return settle(out, residual, inner, outer, scale, layer_scale)
-
-
-def _finish(x: Tensor, m: Matrix, out: Tensor, gated: bool = False, **ending: Any) -> None:
-    """The product and what follows it into `out`, by the kernel for thousands of rows or the one for hundreds."""
-    wide = _wide(x, m, gated)
-    if wide is None:
-        multiply(flat(x), m, flat(out), _launch(x, m, gated, False), gated=gated, **ending)
-    else:
-        multiply_wide(flat(x), m, flat(out), wide, gated=gated, **ending)
 
 
 def _launch(x: Tensor, m: Matrix, gated: bool, splits: bool) -> GemmLaunch:

@@ -273,14 +273,13 @@ SAMPLES = (
     Sample("experts", "GPT-OSS, 2048 tokens", BF16, partial(_experts, GPT_OSS, 2048)),
     Sample("experts", "Qwen3-MoE, 2048 tokens", F32, partial(_experts, QWEN3, 2048)),
     Sample("attend", "1 x 128 tokens, 16 x 64", F16, partial(_beside, 1, 128, 16, 64, False)),
-    Sample("attend", "64 x 197 tokens, 16 x 64", F16, partial(_beside, 64, 197, 16, 64, False)),
+    Sample("attend", "32 x 197 tokens, 16 x 64", F16, partial(_beside, 32, 197, 16, 64, False)),
     Sample("attend", "8 x 256 tokens, 12 x 64, bias and mask", BF16, partial(_beside, 8, 256, 12, 64, True)),
     Sample("attend_packed", "32 x 128 tokens, 16 x 64", F16, partial(_packed, 32, 128, 16, 64)),
     Sample("linear", "3072 x 1024, 128 rows", F16, partial(_linear, 128, 3072, 1024)),
     Sample("up", "gelu, 4096 x 1024, 128 rows", F16, partial(_up, 128, 1024, Mlp(4096, "gelu", False, True))),
-    Sample(
-        "up", "gated silu, 28672 x 4096, 2048 rows", BF16, partial(_up, 2048, 4096, Mlp(14336, "silu", True, False))
-    ),
+    Sample("up", "gated silu, 4096 x 1024, 128 rows", BF16, partial(_up, 128, 1024, Mlp(2048, "silu", True, False))),
+    Sample("up", "gelu, 4096 x 1024, 4096 rows", F16, partial(_up, 4096, 1024, Mlp(4096, "gelu", False, True))),
     Sample("project", "1024 x 4096, norm of the sum, 128 rows", F16, partial(_project_on, 128, 1024, 4096, LAYER)),
     Sample("project", "1024 x 4096, 12608 rows", F16, partial(_project_on, 12608, 1024, 4096, None)),
 )

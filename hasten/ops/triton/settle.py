@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hasten.ops.norm import NormLayer
 from hasten.ops.settle import settle
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import dense, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.norm import WIDEST, norm_launch, normalized
 
@@ -122,7 +122,10 @@ def _(
     if not out.numel():
         return out
     y, residual = (dense(t).flatten(0, -2) for t in (y, residual))
-    shape, around = norm_launch(width), [None if n is None else n.spec for n in (inner, outer)]
+    shape, around = (
+        norm_launch(width, len(y), processors(y.device)),
+        [None if n is None else n.spec for n in (inner, outer)],
+    )
     numbers = [x for s in around for x in ((0.0, 0.0) if s is None else (s.eps, s.offset))]
     kinds = [x for s in around for x in (("none", False) if s is None else (s.kind, s.wide))]
     with torch.cuda.device_of(y):

@@ -49,7 +49,7 @@ def step_launch(sequences: int, capacity: int, a: Attention, size: int, processo
         keys=block.keys,
         dim=dim,
         splits=splits,
-        least=triton.cdiv(1024 // fill, block.keys) * block.keys,
+        least=block.keys if few and short else triton.cdiv(1024 // fill, block.keys) * block.keys,
         heads=heads,
         ahead=1 if splits == 1 else min(numbers * block.warps // (heads * dim), 16 if block.rows == 1 else 8),
         warps=block.warps,
