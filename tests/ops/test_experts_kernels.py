@@ -148,7 +148,7 @@ def test_groups_of_any_sizes(count: int, tokens: int, top_k: int, seed: int) -> 
 def test_pairs_are_grouped_by_expert_in_order(pairs: int, device: str) -> None:
     which = torch.randint(5, (pairs,)).to(device)
     order, ends = (torch.full((n,), -1, dtype=torch.int32, device=device) for n in (pairs, 6))
-    group_pairs[(6,)](which, order, ends, pairs, PDL=False, BLOCK=128)
+    group_pairs[(6,)](which, order, ends, pairs, TWO=pairs % 2 == 0, PDL=False, BLOCK=128)
     assert torch.equal(order.long(), which.argsort(stable=True))
     assert torch.equal(ends.long(), which.bincount(minlength=6).cumsum(0))
 

@@ -21,7 +21,7 @@ SHARED = 227 * 1024  # bytes that one block may have on Hopper
 # kernel -> registers of a thread, at most. 65,536 registers serve a processor's threads: 64 let 1,024 threads wait at
 # once, which is plenty for the loads of a plain copy; the tiles of prompts want few threads with many registers.
 REGISTERS = {"norm_rows": 64, "activate": 40, "rotate": 64, "store_slots": 40, "attend_tile": 224}
-REGISTERS |= {"gemm_tile": 128, "gemm_tiles": 240, "settle_sums": 64, "attend_rows": 160}
+REGISTERS |= {"gemm_tile": 128, "gemm_tiles": 240, "settle_sums": 64, "attend_rows": 192}
 REGISTERS |= {"embed_rows": 40, "advance_rows": 40, "survey_block": 64, "choose_token": 112}
 REGISTERS |= {"weigh_digit": 112, "weigh_block": 112}
 REGISTERS |= {"route_token": 64, "expert_up": 64, "expert_down": 128, "group_pairs": 64, "multiply_group": 176}

@@ -17,7 +17,23 @@ from hasten.ops.workspace import counters
 INTEGERS = (torch.int32, torch.int64)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=(
+        "tokens",
+        "ids",
+        "positions",
+        "lengths",
+        "slots",
+        "tables",
+        "said",
+        "count",
+        "rows",
+        "pages",
+        "steps",
+        "table_row",
+        "said_row",
+    )
+)
 def advance_rows(
     tokens,
     ids,

@@ -27,8 +27,11 @@ FEWEST = 16  # queries that fill the smallest tile
 SHORT = 512  # keys up to which the gap between kernels counts, which torch's do not close
 MUCH = 2**25  # scores from which it does not
 
+COUNTS = ("starts", "sequences", "queries")  # what differs from call to call, and makes no variant
+PLACES = ("keys", "mask", "mask_batch", "mask_head", "mask_query", "bias", "bias_batch", "bias_head", "bias_query")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=(*COUNTS, *PLACES))
 def attend_rows(
     q,
     k,
@@ -148,6 +151,10 @@ def attend_rows(
     tl.store(out + into, y.to(out.dtype.element_ty), mask=inside)
 
 
+attend_even = triton.jit(attend_rows.fn, do_not_specialize=COUNTS)
+"""The same for masks and biases whose rows begin, and end, where sixteen numbers are read at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowsLaunch:
     rows: int  # queries of a tile
@@ -211,6 +218,13 @@ def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, a: Attention, sinks: Tens
     return out
 
 
+def _even(keys: int, shown: tuple[Tensor | None, ...], strides: Any) -> bool:
+    """Whether there is a mask or a bias, and every row of them begins and ends at multiples of sixteen numbers."""
+    here = [(t, s) for t, s in zip(shown, strides, strict=True) if t is not None]
+    at = [keys, *(t.data_ptr() for t, _ in here), *(n for _, s in here for n in s[:3])]
+    return bool(here) and all(n % 16 == 0 for n in at)
+
+
 def _launch(
     q: Tensor,
     k: Tensor,
@@ -234,8 +248,9 @@ def _launch(
         tiles = batch * triton.cdiv(queries, shape.rows)
     else:
         tiles = (queries + sequences * (shape.rows - 1)) // shape.rows
+    kernel = attend_even if _even(k.shape[1], (mask, bias), strides) else attend_rows
     with torch.cuda.device_of(q):
-        attend_rows[(tiles, heads)](
+        kernel[(tiles, heads)](
             q,
             k,
             v,

@@ -24,7 +24,7 @@ from hasten.spec import Attention
 LARGEST_TILE = 128 * 256  # rows times head_dim whose sums fit into registers: half as many where float32 is multiplied
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tables", "starts", "lengths", "sequences", "tables_row"))
 def attend_tile(
     q,
     keys,

@@ -68,7 +68,7 @@ def take(query, k, v, key, stop, newest, slope, scale, softcap, peak, total, y, 
     return higher, total * shrink + shares, y * shrink[:, None] + added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tables", "lengths", "tables_row"))
 def attend_token(
     q,
     keys,

@@ -71,7 +71,7 @@ def narrowed(w, prefix, above, limit):
     return prefix * 16 + digit, tl.sum(tl.where(d == digit, over, 0.0), 0)
 
 
-@triton.jit(do_not_specialize=("step",))
+@triton.jit(do_not_specialize=("temperatures", "limits", "rows", "step"))
 def weigh_digit(
     logits,
     temperatures,

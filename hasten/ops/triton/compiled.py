@@ -96,6 +96,48 @@ def compiling() -> Iterator[CompilingDriver]:
         triton.runtime.driver._active = None  # the next launch looks for the real one
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One specialisation of a kernel, which takes a compilation of its own.
+
+    launch: what has to differ for that: numbers known to the compiler, dtypes, which tensors there are, warps, stages.
+    """
+
+    kernel: str
+    launch: tuple[str, ...]
+    key: str
+
+
+@contextmanager
+def counting() -> Iterator[set[Variant]]:
+    """Inside, launching a kernel that this process has not compiled notes its variant; it is not compiled, nor runs."""
+    hooks: Any = getattr(getattr(triton, "knobs", None), "runtime", None)
+    if not hasattr(hooks, "jit_cache_hook"):
+        raise ConfigError(f"Triton {triton.__version__} has no knobs.runtime.jit_cache_hook, which 3.4 to 3.7 have")
+    found: set[Variant] = set()
+
+    def note(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        found.add(Variant(fn.name, _launch(fn.jit_function, compile), key))
+        return True
+
+    before, hooks.jit_cache_hook = hooks.jit_cache_hook, note
+    try:
+        yield found
+    finally:
+        hooks.jit_cache_hook = before
+
+
+def _launch(kernel: Any, made: dict[str, Any]) -> tuple[str, ...]:
+    """A 1 is an integer here, and integers are all alike, since it is their values that must not make variants."""
+    types, values = made["signature"], made["constants"]
+    parts = [str(kernel.do_not_specialize), f"{made['num_warps']} warps", f"{made['num_stages']} stages"]
+    for i, p in enumerate(kernel.params):
+        known = values.get((i,)) if types[p.name] == "constexpr" else types[p.name]
+        integer = not p.is_constexpr and re.fullmatch(r"1|[iu]\d+", str(known)) is not None
+        parts.append(f"{p.name}: {'integer' if integer else known}")
+    return tuple(parts)
+
+
 def inspect(name: str, warps: int, cubin: bytes, shared: int) -> Binary:
     """Read one kernel's machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -22,7 +22,7 @@ def look_up(table, rows, row, i, inside, table_row):
     return tl.where(known, tl.load(table + start + i, mask=inside, other=0.0).to(tl.float32), float("nan"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ids", "positions", "types"))
 def embed_rows(
     ids,
     positions,

@@ -22,21 +22,24 @@ from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Moe
 
 
-@triton.jit
-def group_pairs(which, order, ends, pairs, PDL: tl.constexpr, BLOCK: tl.constexpr):
-    """Program e: the pairs that chose expert e, in order, behind those of the experts before it; and where they end."""
+@triton.jit(do_not_specialize=("pairs",))
+def group_pairs(which, order, ends, pairs, TWO: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr):
+    """Program e: the pairs that chose expert e, in order, behind those of the experts before it; and where they end.
+
+    TWO: whether pairs are an even number, so that two of them are read at once.
+    """
     go(PDL)
     expert = tl.program_id(0)
     wait(PDL)
     before = 0
     for start in range(0, pairs, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        chosen = tl.load(which + i, mask=i < pairs, other=expert)
+        chosen = tl.load(which + i, mask=tl.max_constancy(i < pairs, 2 if TWO else 1), other=expert)
         before += tl.sum((chosen < expert).to(tl.int32), 0)
     end = before
     for start in range(0, pairs, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        mine = tl.load(which + i, mask=i < pairs, other=-1) == expert
+        mine = tl.load(which + i, mask=tl.max_constancy(i < pairs, 2 if TWO else 1), other=-1) == expert
         rank = tl.cumsum(mine.to(tl.int32), 0)
         tl.store(order + end + rank - 1, i, mask=mine)
         end += tl.sum(mine.to(tl.int32), 0)
@@ -152,7 +155,14 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
     block = min(max(triton.next_power_of_2(pairs), 128), 2048)
     with torch.cuda.device_of(x):
         group_pairs[(m.experts,)](
-            which.contiguous(), order, ends, pairs, BLOCK=block, num_warps=block // 128, **dependent(x.device)
+            which.contiguous(),
+            order,
+            ends,
+            pairs,
+            TWO=m.top_k % 2 == 0,
+            BLOCK=block,
+            num_warps=block // 128,
+            **dependent(x.device),
         )
     h = _multiplied(dense(x), order, ends, up, None, m.expert.width, m, sharing=m.top_k)
     y = _multiplied(h, order, ends, down, shares.contiguous(), width, m, sharing=1)

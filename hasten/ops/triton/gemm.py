@@ -41,7 +41,7 @@ def send_for(w, n, columns, first, stop, w_row, COLUMNS: tl.constexpr, PIECES: t
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def gemm_tile(
     x,
     w,

@@ -26,7 +26,7 @@ from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Attention, Rope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("slots",))
 def gemv_qkv(
     x,
     w,

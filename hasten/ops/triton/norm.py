@@ -35,7 +35,7 @@ def normalized(y, inside, w, b, width, eps, offset, KIND: tl.constexpr, WIDE: tl
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "inner"))
 def norm_rows(
     x,
     weight,
@@ -118,7 +118,8 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
             outer * inner,
             inner,
             width,
-            *three.stride()[:2],
+            three.stride(0) if outer > 1 else 0,  # any other number may or may not be a multiple of sixteen
+            three.stride(1),
             *strides,
             s.eps,
             s.offset,

@@ -15,7 +15,7 @@ from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Rope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def rotate(
     x,
     cos,

@@ -22,7 +22,7 @@ from hasten.ops.triton.launch import dependent, go, wait
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("temperatures",))
 def survey_block(
     logits,
     temperatures,
@@ -51,7 +51,7 @@ def survey_block(
             tl.store(masses + at, tl.sum(kept(x, temperature, top, None, None, row), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("temperatures",))
 def weigh_block(
     logits,
     temperatures,
@@ -84,7 +84,7 @@ def first_above(masses, at, i):
     return tl.minimum(first, tl.max(tl.where(has, i, 0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("temperatures", "uniform"))
 def choose_token(
     logits,
     temperatures,

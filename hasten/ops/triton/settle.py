@@ -24,7 +24,7 @@ def load_vector(at, i, width, OTHER: tl.constexpr):
     return v[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def settle_rows(
     y,
     residual,

@@ -16,7 +16,7 @@ from hasten.ops.triton.norm import normalized
 from hasten.ops.triton.settle import vectors
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows",))
 def settle_sums(
     sums,
     bias,

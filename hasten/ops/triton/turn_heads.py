@@ -58,7 +58,7 @@ def keep(at, row, i, y, inside):
     tl.store(at + row[:, None] + i[None, :], y.to(at.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("slots", "count", "period"))
 def turn_heads(
     y,
     q_own,

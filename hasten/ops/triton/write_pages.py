@@ -14,7 +14,7 @@ from hasten.ops.triton.arrange import dense, served
 from hasten.ops.triton.launch import dependent, go, wait
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("slots",))
 def store_slots(
     k,
     v,

@@ -1,0 +1,49 @@
+"""Kernels are compiled once for each launch that the rules choose: what differs from call to call makes no variant."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hasten.errors import ConfigError
+from tests.ops.test_triton_compile import REGISTERS
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
+pytest.importorskip("triton.tools.tensor_descriptor", reason="older Tritons leave the work to torch's kernels")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def counted() -> list[tuple[str, str, int, int]]:
+    """(calls, kernel, variants, launches), in a process of its own, since TRITON_INTERPRET=1 makes no variants."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.variants"]
+    done = subprocess.run(command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return [tuple(row) for row in json.loads(done.stdout)]
+
+
+def test_a_launch_takes_one_variant_whatever_the_rows_lengths_and_strides(
+    counted: list[tuple[str, str, int, int]],
+) -> None:
+    found = [row for row in counted if row[2] > row[3]]
+    more = [f"{variants:4} for {launches:2} launches: {kernel} of {what}" for what, kernel, variants, launches in found]
+    assert not more, "\n".join(["variants that need not be:", *more])
+
+
+def test_every_kernel_is_counted(counted: list[tuple[str, str, int, int]]) -> None:
+    assert {kernel for _, kernel, _, _ in counted} == set(REGISTERS)
+
+
+def test_a_triton_without_the_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.ops.triton.compiled import counting
+
+    monkeypatch.setattr(triton, "knobs", None)
+    with pytest.raises(ConfigError, match=rf"Triton {triton.__version__} has no knobs"), counting():
+        pass
