@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.model import Transformer
-from hasten.runtime.fixed import Fixed, Kept, choosing
+from hasten.runtime.fixed import Fixed, Kept, choosing, known
 from hasten.runtime.sampler import Columns
 from hasten.runtime.scheduler import Row
 
@@ -38,13 +38,13 @@ class Runs(Fixed):
 
     def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
         """Put rows into the first places, for one step."""
-        self.rows, size = rows, self.kept.pools.page_size
+        size = self.kept.pools.page_size
         runs = [(row.sequence, range(row.start, row.stop)) for row in rows]
         ends = list(accumulate(len(run) for _, run in runs))
         sampling = [row for row in rows if row.samples]
         self.fill(
             {
-                "ids": [s.tokens[p] for s, run in runs for p in run],
+                "ids": [t for row in rows for t in known(row)],
                 "positions": [p for _, run in runs for p in run],
                 "slots": [s.pages[p // size] * size + p % size for s, run in runs for p in run],
                 "lengths": [row.stop for row in rows],

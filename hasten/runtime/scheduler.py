@@ -16,12 +16,15 @@ class Sequence:
     """One completion on its way.
 
     |---- cached: keys and values lie in `pages` ----|---- still to run ----|
-    0                                             cached               len(tokens)
+    0                                             cached                  length
+
+    The last `coming` tokens are under way: passes that have begun will say them.
     """
 
     request: Request
     sample: int = 0  # which of the request's n completions
     tokens: list[int] = field(default_factory=list)
+    coming: int = 0
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     begun: int = 0  # how long it was when the first of its cached tokens ran
@@ -33,26 +36,33 @@ class Sequence:
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
+    def length(self) -> int:
+        return len(self.tokens) + self.coming
+
+    @property
     def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return self.length - len(self.request.prompt)
 
     @property
     def spoken(self) -> list[int]:
-        """The generated tokens."""
+        """The generated tokens that are known."""
         return self.tokens[len(self.request.prompt) :]
+
+    def hear(self, tokens: list[int]) -> None:
+        """What was coming is known now."""
+        self.tokens += tokens
+        self.coming -= len(tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run of one sequence's tokens: tokens[start:stop] go through the model next, prompt or new."""
+    """A run of one sequence's tokens: tokens[start:stop] go through the model next, prompt or new, and what the
+    sequence says behind them is sampled where these are all. Only the last of them may be still to come."""
 
     sequence: Sequence
     start: int
     stop: int
-
-    @property
-    def samples(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
+    samples: bool
 
 
 class Scheduler:
@@ -103,7 +113,8 @@ class Scheduler:
                 budget -= n
         while budget and self._admits():
             s = self.waiting.popleft()
-            n = min(len(s.tokens), budget)
+            assert not s.coming, "what gave way for an older one does not come back at once"
+            n = min(s.length, budget)
             self._reserve(s, n, preempt=False)
             self.running.append(s)
             rows.append(self._row(s, n))
@@ -114,8 +125,7 @@ class Scheduler:
         """How many steps, at most `most`, these rows of one token each can go on by themselves: their pages are taken.
 
         A sequence that ends on the way runs on for nothing, so no row goes on behind the last end. Nobody waits who
-        could have started, and nothing is taken from anybody for more than one step. Several steps come with room for
-        one token more, with which the rows can be followed.
+        could have started, and nothing is taken from anybody for more than one step.
         """
         steps = min(most, max(row.sequence.limit - row.stop for row in rows))
         while steps > 1:
@@ -127,20 +137,19 @@ class Scheduler:
             steps //= 2
         return steps
 
-    def follow(self, rows: Iterable[Row], steps: int) -> list[Row] | None:
-        """The rows behind so many steps of these, before it is known what they say; None where one will have ended."""
-        found = []
-        for row in rows:
-            s, stop = row.sequence, row.stop + steps
-            if s.ended or stop >= s.limit or len(s.pages) * self.page_size < stop:
-                return None
-            found.append(Row(s, stop - 1, stop))
-        return found
+    def advance(self, rows: Iterable[Row], steps: int) -> None:
+        """So many steps of the rows have begun: what runs in them counts as cached, what they will say as coming.
 
-    def advance(self, rows: Iterable[Row]) -> None:
-        """The rows' tokens are cached now."""
+        A sequence whose last token is coming leaves, with its pages: who gets them writes behind all that has begun.
+        """
         for row in rows:
-            row.sequence.cached = row.stop
+            s = row.sequence
+            new = min(steps, s.limit - row.stop) if row.samples else 0
+            s.coming += new
+            s.cached = row.stop + max(new - 1, 0)  # each but the last has gone through the model again
+            if s.length == s.limit:
+                self.running.remove(s)
+                self._release(s)
 
     def finish(self, s: Sequence) -> None:
         """Take a sequence out, wherever it is, and its pages back."""
@@ -163,24 +172,24 @@ class Scheduler:
     def _admits(self) -> bool:
         if not self.waiting or (self.places is not None and len(self.running) >= self.places):
             return False
-        return self._count(len(self.waiting[0].tokens)) <= self.pages.free
+        return self._count(self.waiting[0].length) <= self.pages.free
 
     def _due(self, s: Sequence) -> int:
-        if self.restarts and s.cached and any(s.begun <= length < len(s.tokens) for length in self.restarts):
+        if self.restarts and s.cached and any(s.begun <= length < s.length for length in self.restarts):
             s.cached = 0  # its pages will be written again
-        return len(s.tokens) - s.cached
+        return s.length - s.cached
 
     def _row(self, s: Sequence, n: int) -> Row:
         if s.cached == 0:
-            s.begun = len(s.tokens)
-        return Row(s, s.cached, s.cached + n)
+            s.begun = s.length
+        return Row(s, s.cached, s.cached + n, s.cached + n == s.length)
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
     def _lacks(self, row: Row, steps: int) -> int:
         """Pages more than it has that a row of one token needs for so many steps."""
-        return self._count(row.stop + steps) - len(row.sequence.pages)
+        return self._count(row.stop + steps - 1) - len(row.sequence.pages)
 
     def _reserve(self, s: Sequence, tokens: int, *, preempt: bool) -> bool:
         need = self._count(tokens) - len(s.pages)

@@ -75,7 +75,8 @@ def test_pieces_in_scattered_pages_equal_the_whole(
 
 
 def piece(line: Sequence, n: int) -> Row:
-    return Row(line, line.cached, min(line.cached + n, len(line.tokens)))
+    stop = min(line.cached + n, line.length)
+    return Row(line, line.cached, stop, stop == line.length)
 
 
 @torch.no_grad()
@@ -135,6 +136,6 @@ def test_the_restart_runs_every_token_again_once() -> None:
     for _ in range(6):
         (row,) = scheduler.next()
         ran.append((row.start, row.stop))
-        scheduler.advance([row])
-        row.sequence.tokens.append(5)
+        scheduler.advance([row], 1)
+        row.sequence.hear([5])
     assert ran == [(0, 14), (14, 15), (15, 16), (0, 17), (17, 18), (18, 19)]

@@ -16,6 +16,7 @@ from hasten.runtime import Generator, Sampling
 from hasten.runtime import pools as pools_module
 from hasten.runtime.decoder import PATIENCE, obstacle
 from hasten.runtime.graphs import Unrecordable
+from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, llama, transformer
 from tests.runtime.test_generator import WORDS, generator, prompts
 from tests.tiny import TINY, build
@@ -196,12 +197,12 @@ def test_a_larger_record_serves_a_shape_that_comes_up_seldom() -> None:
     with generator(t) as host, generator(t, recorder=again) as device:
         assert said(device, batch, s) == said(host, batch, s)
         assert again.recorded == 1
-        for times in range(1, 6):
+        for bursts in range(2, PATIENCE + 4, 2):
             assert said(device, batch[:1], s) == said(host, batch[:1], s)
             decoder = device._runner.decoder
             assert decoder is not None
             steps = [shape for shape, _ in decoder._records if not shape.tokens]
-            assert len(steps) == (1 if times <= PATIENCE else 2)
+            assert len(steps) == (1 if bursts <= PATIENCE else 2)
 
 
 def test_a_table_that_outgrows_its_columns_goes_on_in_a_wider_one() -> None:
@@ -230,6 +231,41 @@ def test_two_streams_share_the_records_and_nothing_else() -> None:
     for side in (0, 1):
         for i in range(2):
             assert tuple(e[side].token for e in pair if e[side].index == i) == want[side][i]
+
+
+@pytest.mark.parametrize("kind", ["greedy", "filters"])
+def test_once_recorded_every_pass_begins_before_the_one_in_front_of_it_is_heard(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t, batch = llama(), prompts(lengths=(5, 9, 3, 21, 2, 7, 1, 13, 4, 6, 30, 2))
+    more = WARM if kind == "filters" else {}
+    with generator(t) as g:
+        free = [x.tokens for x in g.generate(batch, [Sampling(max_new_tokens=12, seed=i, **more) for i in range(12)])]
+    s = [
+        Sampling(max_new_tokens=2 + i, seed=i, stop_tokens=[tokens[-1]] if i % 3 else (), **more)
+        for i, tokens in enumerate(free)
+    ]
+    begun: dict[str, int] = {"start": 0, "follow": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        whole = getattr(Runner, name)
+
+        def call(*args: Any) -> Any:
+            work = whole(*args)
+            begun[name] += work is not None
+            return work
+
+        return call
+
+    for name in begun:
+        monkeypatch.setattr(Runner, name, counted(name))
+    monkeypatch.setattr("hasten.runtime.runner.PLACES", 4)
+    with generator(t) as host, generator(t, budget=24, recorder=Again(4)) as device:
+        want = said(host, batch, s)
+        for _ in range(4):
+            begun.update(start=0, follow=0)
+            assert said(device, batch, s) == want
+    assert begun["follow"] > 12 and begun["start"] == 1
 
 
 def test_the_next_burst_runs_while_the_last_is_told_and_a_dropped_stream_frees_its_pages() -> None:
