@@ -24,16 +24,31 @@ from hasten.spec import Alibi, Dynamic, LongRope, Tokens
 PLACES = 256
 """Sequences that run at once, at most."""
 
-PAGES = 32
-"""Columns of the smallest page table; each larger one has twice as many."""
-
 PATIENCE = 8
 """Times that a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """Sizes that records have: 1 place, so many times as many, and again; columns of page tables likewise."""
+
+    places: int
+    least_pages: int
+    pages: int
+
+    def fit(self, places: int, pages: int) -> tuple[int, int]:
+        """The smallest places and pages that hold so many."""
+        return _next(places, 1, self.places), _next(pages, self.least_pages, self.pages)
+
+
+GRIDS = {0: Grid(2, 32, 2), 256: Grid(4, 32, 4), MOST_TOKENS: Grid(16, 128, 4)}
+"""The sizes up to so many tokens of runs. Beside many tokens a place that is empty costs little, and prompts of all
+lengths and numbers meet in few records."""
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: powers of two."""
+    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: as `GRIDS` have them."""
 
     tokens: int
     places: int
@@ -140,7 +155,8 @@ class Decoder:
 
     def _key(self, plan: Plan, steps: int) -> Key:
         pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
-        return Shape(plan.tokens, _power(len(plan.rows)), _power(max(pages, PAGES))), plan.how
+        grid = next(grid for most, grid in GRIDS.items() if plan.tokens <= most)
+        return Shape(plan.tokens, *grid.fit(len(plan.rows), pages)), plan.how
 
     def _serving(self, wanted: Key) -> Key | None:
         """The record that serves: its own, or, for a shape that has not come up often, the smallest of those larger."""
@@ -191,6 +207,8 @@ def _room(model: Transformer, stop: int) -> int:
     return MOST if e.positions is None else e.positions - e.position_offset - stop + 1
 
 
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()
+def _next(n: int, first: int, times: int) -> int:
+    """The least of `first` and what comes of multiplying it that is not less than n."""
+    while first < n:
+        first *= times
+    return first

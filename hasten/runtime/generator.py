@@ -14,13 +14,14 @@ from hasten.runtime.passes import Pass
 from hasten.runtime.prompts import Bounds, requests
 from hasten.runtime.request import Event, Generation, Request, Sampling, is_token
 from hasten.runtime.runner import Runner
+from hasten.runtime.runs import MOST_TOKENS
 from hasten.runtime.said import Said, Transcript, events, hear
 from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.text import Tokenizer, Voice
 from hasten.spec import Tokens
 
-BUDGET = {"cuda": 2048}
+BUDGET = {"cuda": MOST_TOKENS}
 """Tokens that go through the model at once where nobody says: enough to keep the device at its speed; 512 elsewhere."""
 
 Samplings = Sampling | Sequence[Sampling] | None

@@ -1,4 +1,4 @@
-"""Short prompts and pieces of prompts, recorded: a pass of few tokens takes longer to launch than to compute."""
+"""Prompts and pieces of prompts, recorded, beside sequences with one new token: launching them takes the host long."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from hasten.runtime.fixed import Fixed, Kept, choosing, known
 from hasten.runtime.sampler import Columns
 from hasten.runtime.scheduler import Row
 
-MOST_TOKENS = 256
+MOST_TOKENS = 2048
 """Above, the device has enough to do."""
+
+PADDING = {64: 16, 256: 32, MOST_TOKENS: 256}
+"""Up to so many tokens, what their number is a multiple of."""
 
 
 def padded(tokens: int) -> int:
     """How many tokens a record for so many has: few different numbers, and little to compute for nothing."""
-    step = 16 if tokens <= 64 else 32
+    step = next(step for most, step in PADDING.items() if tokens <= most)
     return -(-tokens // step) * step
 
 

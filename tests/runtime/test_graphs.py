@@ -56,6 +56,21 @@ def test_every_way_of_choosing_is_recorded(kind: str) -> None:
         assert "not " not in recorded(graphs)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2-capped", "gpt_oss"])
+def test_passes_of_many_tokens_are_recorded(name: str) -> None:
+    """Prompts of up to 90 tokens, of which each pass of 2,048 tokens begins many, beside sequences with one new one."""
+    t, batch = on_gpu(name), prompts(name, lengths=tuple(1 + 37 * i % 90 for i in range(120)))
+    s = [Sampling(max_new_tokens=1 + 23 * i % 31, temperature=i % 2 * 1.0, seed=i) for i in range(120)]
+    launched, graphs = pair(t, pages=4000)
+    with launched, graphs:
+        want = said(launched, batch, s)
+        for _ in range(3):
+            assert said(graphs, batch, s) == want
+        decoder = graphs._runner.decoder
+        assert decoder is not None and "not " not in recorded(graphs)
+        assert {shape.tokens for shape, _ in decoder._records} >= {0, 2048}
+
+
 def test_seeds_give_the_same_tokens_in_every_batch() -> None:
     batch = prompts()
     s = [Sampling(max_new_tokens=30, temperature=1.2, seed=40 + i) for i in range(len(batch))]

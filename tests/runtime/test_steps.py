@@ -14,7 +14,7 @@ from hasten.errors import RequestError
 from hasten.model import Transformer
 from hasten.runtime import Generator, Sampling
 from hasten.runtime import pools as pools_module
-from hasten.runtime.decoder import PATIENCE, obstacle
+from hasten.runtime.decoder import PATIENCE, Shape, obstacle
 from hasten.runtime.graphs import Unrecordable
 from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, llama, transformer
@@ -188,7 +188,9 @@ def test_pools_that_move_void_what_was_recorded() -> None:
         four, long = [[5] * 6, [7, 8, 9], [6], [9, 4]], [[5] * 2000, [7, 8, 9]]
         for batch in (four, long, four):
             assert said(device, batch, Sampling(max_new_tokens=6)) == said(host, batch, Sampling(max_new_tokens=6))
-        assert again.recorded == 3  # four places, two wide ones behind the move, and four again
+        assert (
+            again.recorded == 4
+        )  # four places; behind the move pieces of the prompt and two wide ones; and four again
 
 
 def test_a_larger_record_serves_a_shape_that_comes_up_seldom() -> None:
@@ -231,6 +233,22 @@ def test_two_streams_share_the_records_and_nothing_else() -> None:
     for side in (0, 1):
         for i in range(2):
             assert tuple(e[side].token for e in pair if e[side].index == i) == want[side][i]
+
+
+def test_passes_of_many_tokens_meet_in_few_records() -> None:
+    t, again = llama(), Again(2)
+    batch = prompts(lengths=tuple(1 + 37 * i % 150 for i in range(40)))
+    s = [Sampling(max_new_tokens=1 + 23 * i % 31, temperature=i % 2 * 1.0, seed=i) for i in range(40)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hasten.runtime.runner.PLACES", 24)
+        with generator(t, 2000) as host, generator(t, 2000, recorder=again) as device:
+            want = said(host, batch, s)
+            for _ in range(3):
+                assert said(device, batch, s) == want
+            decoder = device._runner.decoder
+            assert decoder is not None
+            wide = [shape for shape, _ in decoder._records if shape.tokens > 256]
+            assert wide == [Shape(512, 16, 128), Shape(512, 256, 128)]
 
 
 @pytest.mark.parametrize("kind", ["greedy", "filters"])
