@@ -28,27 +28,18 @@ PATIENCE = 8
 """Times that a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Sizes that records have: 1 place, so many times as many, and again; columns of page tables likewise."""
+PAGES, MORE_PAGES = 32, 128
+"""Columns of the smallest page table, and of the smallest beside more than 16 places or 256 tokens, which it costs
+nothing."""
 
-    places: int
-    least_pages: int
-    pages: int
-
-    def fit(self, places: int, pages: int) -> tuple[int, int]:
-        """The smallest places and pages that hold so many."""
-        return _next(places, 1, self.places), _next(pages, self.least_pages, self.pages)
-
-
-GRIDS = {0: Grid(2, 32, 2), 256: Grid(4, 32, 4), MOST_TOKENS: Grid(16, 128, 4)}
-"""The sizes up to so many tokens of runs. Beside many tokens a place that is empty costs little, and prompts of all
-lengths and numbers meet in few records."""
+TIMES = {0: (2, 2), 256: (4, 4), MOST_TOKENS: (16, 4)}
+"""Up to so many tokens of runs, how many times as many places and columns the next larger record has. An empty place
+costs little beside many tokens, and prompts of all lengths and numbers meet in few records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: as `GRIDS` have them."""
+    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: as `TIMES` has them."""
 
     tokens: int
     places: int
@@ -155,8 +146,10 @@ class Decoder:
 
     def _key(self, plan: Plan, steps: int) -> Key:
         pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
-        grid = next(grid for most, grid in GRIDS.items() if plan.tokens <= most)
-        return Shape(plan.tokens, *grid.fit(len(plan.rows), pages)), plan.how
+        more_places, more_pages = next(times for most, times in TIMES.items() if plan.tokens <= most)
+        places = _next(len(plan.rows), 1, more_places)
+        least = PAGES if places <= 16 and plan.tokens <= 256 else MORE_PAGES
+        return Shape(plan.tokens, places, _next(pages, least, more_pages)), plan.how
 
     def _serving(self, wanted: Key) -> Key | None:
         """The record that serves: its own, or, for a shape that has not come up often, the smallest of those larger."""

@@ -59,11 +59,10 @@ class Fixed:
 
     def page_tables(self, rows: Sequence[Row]) -> array[int]:
         """The rows' pages, each filled up to `pages`."""
-        table = array("i")
-        for row in rows:
+        table = array("i", bytes(4 * len(rows) * self.pages))
+        for i, row in enumerate(rows):
             held = row.sequence.pages[: self.pages]
-            table.extend(held)
-            table.extend([0] * (self.pages - len(held)))
+            table[i * self.pages : i * self.pages + len(held)] = held
         return table
 
     def fill(self, values: dict[str, Sequence[float]]) -> None:
@@ -74,7 +73,8 @@ class Fixed:
         for name, given in values.items():
             if given:
                 dtype, _ = self._fields[name]
-                flat = torch.frombuffer(array(CODES[dtype], given), dtype=dtype)  # a tenth of torch.tensor's time
+                numbers = given if isinstance(given, array) else array(CODES[dtype], given)
+                flat = torch.frombuffer(numbers, dtype=dtype)  # a tenth of torch.tensor's time
                 there[name].view(-1)[: len(given)] = flat
         self._block.copy_(block, non_blocking=True)
 

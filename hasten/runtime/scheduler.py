@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     coming: int = 0
     cached: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))  # as page tables have it
     begun: int = 0  # how long it was when the first of its cached tokens ran
     limit: int = field(init=False)  # tokens at which it is done
     ended: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,7 @@ def test_pieces_in_scattered_pages_equal_the_whole(
     free = list(range(sum(-(-n // size) for n in lengths) + 3))
     order.shuffle(free)
     for line, n in zip(lines, lengths, strict=True):
-        line.pages = [free.pop() for _ in range(-(-n // size))]
+        line.pages = array("i", [free.pop() for _ in range(-(-n // size))])
     answers = {}
     while rows := [piece(line, order.randint(1, most)) for line in lines if line.cached < len(line.tokens)]:
         order.shuffle(rows)
