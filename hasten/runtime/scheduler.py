@@ -6,10 +6,14 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hasten.errors import RequestError
 from hasten.runtime.pages import Pages
 from hasten.runtime.request import Request
+
+HOLD = 3
+"""Passes for which prompts that could start wait, at most, for others to start with them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -89,6 +93,7 @@ class Scheduler:
         self.restarts, self.promise, self.places = restarts, promise, places
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._held = 0  # passes for which somebody could have started
 
     def add(self, s: Sequence) -> None:
         """Queue a sequence; RequestError if all the pages there are could not hold it."""
@@ -112,6 +117,10 @@ class Scheduler:
             if n and self._reserve(s, s.cached + n, preempt=True):
                 rows.append(self._row(s, n))
                 budget -= n
+        if 0 < len(rows) == self.budget - budget and self._holds():  # one token each, no prompt
+            self._held += 1
+            return rows
+        self._held = 0
         while budget and self._admits():
             s = self.waiting.popleft()
             assert not s.coming, "what gave way for an older one does not come back at once"
@@ -169,6 +178,16 @@ class Scheduler:
     def most(self, s: Sequence) -> int:
         """Pages that the sequence may come to need."""
         return self._count(s.limit - 1)  # the last token is never looked back at
+
+    def _holds(self) -> bool:
+        """Whether prompts that could start wait for others: a pass is dear where its prompts are few.
+
+        Only while half of the places are at work, more wait than there are places, and what could start is little.
+        """
+        if self.places is None or not self._admits() or 2 * len(self.running) < self.places or self._held == HOLD:
+            return False
+        free = self.places - len(self.running)
+        return len(self.waiting) > free and 2 * sum(s.length for s in islice(self.waiting, free)) < self.budget
 
     def _admits(self) -> bool:
         if not self.waiting or (self.places is not None and len(self.running) >= self.places):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hasten.errors import RequestError
 from hasten.runtime.pages import Pages
 from hasten.runtime.request import Request, Sampling
-from hasten.runtime.scheduler import Row, Scheduler, Sequence
+from hasten.runtime.runs import padded
+from hasten.runtime.scheduler import HOLD, Row, Scheduler, Sequence
 
 
 def sequence(index: int, prompt: int, new: int) -> Sequence:
@@ -244,3 +245,79 @@ def test_no_more_sequences_run_than_there_are_places() -> None:
     assert [row.sequence for row in scheduler.next()] == lines[:2]
     scheduler.finish(lines[0])
     assert [row.sequence for row in scheduler.next()] == [lines[1], lines[2]]
+
+
+# ---- admission in company
+
+
+def mix(requests: int) -> list[tuple[int, int]]:
+    """Lengths of prompts and completions, uniform."""
+    r = random.Random(0)
+    return [(r.randint(32, 1024), r.randint(32, 512)) for _ in range(requests)]
+
+
+def took(hold: int) -> tuple[float, float]:
+    """Milliseconds of 600 requests in 256 places, with prompts that wait for others for so many passes: where passes
+    with prompts in them are launched, and where they are recorded. A step of n sequences takes 5.5 + 0.041 n."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hasten.runtime.scheduler.HOLD", hold)
+        scheduler, time = Scheduler(Pages(40000), 16, 2048, places=256), [0.0, 0.0]
+        for i, n in enumerate(mix(600)):
+            scheduler.add(sequence(i, *n))
+        while scheduler.running or scheduler.waiting:
+            rows = scheduler.next()
+            tokens = sum(row.stop - row.start for row in rows)
+            mixed, step = tokens > len(rows), 5.5 + 0.041 * len(rows)
+            time[0] += max(6 + 0.025 * tokens, 40) + 4 if mixed else step  # 40 of the host, which hears first
+            time[1] += 6 + 0.025 * padded(tokens) if mixed else step
+            scheduler.advance(rows, 1)
+            hear(scheduler, rows)
+    return time[0], time[1]
+
+
+def test_company_pays_where_passes_are_launched_and_costs_nothing_where_they_are_recorded() -> None:
+    (launched, recorded), (launched_alone, recorded_alone) = took(HOLD), took(0)
+    assert launched < 0.93 * launched_alone
+    assert recorded < 1.002 * recorded_alone
+
+
+@given(SIZES, st.integers(2, 8), st.integers(4, 40))
+def test_nobody_waits_for_company_longer_than_the_constant_says(
+    sizes: list[tuple[int, int]], places: int, budget: int
+) -> None:
+    scheduler = Scheduler(Pages(1000), 4, budget, places=places)
+    for i in range(24):
+        scheduler.add(sequence(i, *sizes[i % len(sizes)]))
+    held = 0
+    while scheduler.running or scheduler.waiting:
+        rows = scheduler.next()
+        room = budget - sum(row.stop - row.start for row in rows)
+        could = bool(scheduler.waiting) and room > 0 and len(scheduler.running) < places
+        held = held + 1 if could else 0
+        assert held <= HOLD
+        assert not could or 2 * len(scheduler.running) >= places, "few run, and one had to wait"
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
+
+
+def test_whoever_comes_to_free_places_starts_at_once() -> None:
+    scheduler = Scheduler(Pages(1000), 4, 512, places=4)
+    for i in range(3):
+        scheduler.add(sequence(i, 3, 9))
+    scheduler.advance(rows := scheduler.next(), 1)
+    hear(scheduler, rows)
+    scheduler.add(sequence(3, 3, 9))
+    assert len(scheduler.next()) == 4, "nobody else is there to wait for"
+
+
+def test_prompts_that_wait_for_company_start_together() -> None:
+    scheduler = Scheduler(Pages(1000), 4, 32, places=4)
+    for i, new in enumerate((2, 3, 9, 9, 9, 9, 9)):
+        scheduler.add(sequence(i, 8, new))
+    passes = []
+    for _ in range(5):
+        rows = scheduler.next()
+        passes.append([row.sequence.request.index for row in rows])
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
+    assert passes == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3], [2, 3, 4, 5], [2, 3, 4, 5]]
