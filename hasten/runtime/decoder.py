@@ -13,11 +13,10 @@ from torch import Tensor
 from hasten.model import Transformer
 from hasten.runtime.fixed import Kept
 from hasten.runtime.graphs import Recorder, Unrecordable
-from hasten.runtime.passes import Burst, Pass, Single
+from hasten.runtime.passes import Burst, Pass, Single, carry
 from hasten.runtime.runs import MOST_TOKENS, Runs, padded
 from hasten.runtime.sampler import Columns, Sampler, columns
 from hasten.runtime.scheduler import Row
-from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.steps import MOST, Steps
 from hasten.runtime.transfer import Moment
 from hasten.spec import Alibi, Dynamic, LongRope, Tokens
@@ -25,24 +24,30 @@ from hasten.spec import Alibi, Dynamic, LongRope, Tokens
 PLACES = 256
 """Sequences that run at once, at most."""
 
-PAGES = 32
-"""Columns of the smallest page table; each larger one has twice as many."""
+PATIENCE = 8
+"""Times that a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
 
-PATIENCE = 3
-"""Bursts for which a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
+
+PAGES, MORE_PAGES = 32, 128
+"""Columns of the smallest page table, and of the smallest beside more than 16 places or 256 tokens, which it costs
+nothing."""
+
+TIMES = {0: (2, 2), 256: (4, 4), MOST_TOKENS: (16, 4)}
+"""Up to so many tokens of runs, how many times as many places and columns the next larger record has. An empty place
+costs little beside many tokens, and prompts of all lengths and numbers meet in few records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: powers of two."""
+    """tokens: of runs, 0 where every sequence has one new token. places and pages of each: as `TIMES` has them."""
 
     tokens: int
     places: int
     pages: int
 
     def holds(self, other: Shape) -> bool:
-        """Whether decode steps of the other shape fit."""
-        return not self.tokens and not other.tokens and self.places >= other.places and self.pages >= other.pages
+        """Whether what the other shape is for fits, with nothing more to compute than places and pages."""
+        return self.tokens == other.tokens and self.places >= other.places and self.pages >= other.pages
 
 
 Key = tuple[Shape, Columns | None]
@@ -68,8 +73,8 @@ class Decoder:
     """Keeps one record for each shape and way of choosing.
 
     A record holds addresses, so all are forgotten when the pools move. What cannot be recorded is not tried twice. Runs
-    of tokens are recorded when a shape comes up for the second time, since most come up once, and decode steps at once
-    unless a record of more places can serve for a while.
+    of tokens are recorded when a shape comes up for the second time, since most come up once, and decode steps at once;
+    either later where a record of more places can serve for a while.
     """
 
     def __init__(self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder) -> None:
@@ -85,7 +90,6 @@ class Decoder:
         self._seconds: dict[Key, float] = {}
         self._refused: dict[Key, str] = {}
         self._seen: Counter[Key] = Counter()
-        self._last: Key | None = None  # of the last burst
 
     def __str__(self) -> str:
         why = obstacle(self.model)
@@ -94,8 +98,8 @@ class Decoder:
         refused = [f"not {shape.places} places: {why}" for (shape, _), why in self._refused.items()]
         return "; ".join([f"decode steps are recorded as a whole, {len(self._records)} records so far", *refused])
 
-    def plan(self, rows: Sequence[Row]) -> Plan | None:
-        """How these rows would run; None where no record can serve them."""
+    def plan(self, rows: Sequence[Row], *, behind: bool) -> Plan | None:
+        """How these rows would run; None where no record can serve them. behind: a pass that is not waited for."""
         if len(rows) > PLACES or obstacle(self.model) is not None:
             return None
         tokens, how = sum(row.stop - row.start for row in rows), columns([r.sequence for r in rows if r.samples])
@@ -106,78 +110,62 @@ class Decoder:
         if how is None or key in self._refused:
             return plan
         most = self._recorder.steps(self._seconds.get(key))
+        if behind:
+            most = max(most // 2, 1)  # two bursts wait for each other, and one may be idle
         return Plan(rows, 0, how, min(most, MOST, _room(self.model, plan.stop)))
 
-    def start(self, plan: Plan, steps: int) -> Pass | None:
-        """Begin so many steps, for which the rows have pages; None where they cannot be recorded."""
-        key = self._key(plan, steps)
-        key = self._larger(key) or key
+    def start(self, plan: Plan, steps: int, work: Pass | None) -> Pass | None:
+        """Begin so many steps, for which the rows have pages; None where they cannot be recorded.
+
+        work: what is not waited for, if anything. Behind it, None also where there is no record yet, or the host has a
+        part in choosing.
+        """
+        wanted = self._key(plan, steps)
+        key = self._serving(wanted)
+        if work is not None and (key is None or plan.how is None):
+            return None
+        key = key or wanted
         record = self._record(key)
+        self._seen[wanted] += 1
         if record is None:
             return None
         (shape, how), rows = key, plan.rows
         state, lines = self._states[shape], [row.sequence for row in rows if row.samples]
         state.place(rows, steps, how or ())
-        self._last = None
+        if work is not None:
+            carry(work, rows, state.at["ids"])
         if how is None:
             logits = record()
             assert logits is not None, "this record ends at the logits"
             logits = logits[: len(lines)].to(torch.promote_types(logits.dtype, torch.float32))
-            return Single(rows, lines, self._sampler.choose(logits, lines))
-        return self._burst(key, rows, lines, steps)
-
-    def follow(self, work: Pass, rows: Sequence[Row], steps: int) -> Pass | None:
-        """Begin the steps behind a pass that is not waited for; None where they cannot go on from its state."""
-        key = self._following(work)
-        plan = Plan(rows, 0, None, 1)
-        if key is None or self._key(plan, steps)[0].pages > key[0].pages:
-            return None
-        state, how = self._states[key[0]], key[1]
-        assert isinstance(state, Steps) and how is not None, "only steps go on"
-        state.follow(rows, steps, how, work.steps)
-        return self._burst(key, rows, work.lines, steps)
-
-    def worth(self, work: Pass) -> int:
-        """How many steps are worth beginning behind a pass that is not waited for; 0 where none can."""
-        key = self._following(work)
-        if key is None:
-            return 0
-        half = self._recorder.steps(self._seconds.get(key)) // 2  # two bursts wait for each other, and one may be idle
-        stop = max(row.stop for row in work.rows) + work.steps
-        return min(max(half, 1), MOST, _room(self.model, stop))
-
-    def _following(self, work: Pass) -> Key | None:
-        """The record whose state is that of the pass."""
-        if self._last is None or self._read is not self.kept.pools.layers[0][0]:
-            return None
-        (shape, how), state = self._last, self._states[self._last[0]]
-        return None if shape.tokens or how is None or state.rows is not work.rows else self._last
-
-    def _burst(self, key: Key, rows: Sequence[Row], lines: Sequence[Line], steps: int) -> Burst:
-        state, record, start = self._states[key[0]], self._records[key], Moment(self._read.device)
+            return Single(lines, self._sampler.choose(logits, lines))
+        start = Moment(self._read.device)
         for _ in range(steps):
             record()
-        self._last = key
-        return Burst(rows, lines, state.said[:steps, : len(lines)], start, partial(self._seconds.__setitem__, key))
+        return Burst(lines, state.said[:steps, : len(lines)], start, partial(self._seconds.__setitem__, key))
 
     def _key(self, plan: Plan, steps: int) -> Key:
         pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
-        return Shape(plan.tokens, _power(len(plan.rows)), _power(max(pages, PAGES))), plan.how
+        more_places, more_pages = next(times for most, times in TIMES.items() if plan.tokens <= most)
+        places = _next(len(plan.rows), 1, more_places)
+        least = PAGES if places <= 16 and plan.tokens <= 256 else MORE_PAGES
+        return Shape(plan.tokens, places, _next(pages, least, more_pages)), plan.how
 
-    def _larger(self, key: Key) -> Key | None:
-        """A record of decode steps that serves too, for a shape that has not come up often; the smallest of them."""
+    def _serving(self, wanted: Key) -> Key | None:
+        """The record that serves: its own, or, for a shape that has not come up often, the smallest of those larger."""
         if self._read is not self.kept.pools.layers[0][0]:
             self.forget()
-        self._seen[key] += 1
-        shape, how = key
-        if key in self._records or shape.tokens or self._seen[key] > PATIENCE:
+        if wanted in self._records:
+            return wanted
+        if self._seen[wanted] >= PATIENCE:
             return None
+        shape, how = wanted
         serving = [other for other in self._records if other[1] == how and other[0].holds(shape)]
         return min(serving, key=lambda other: (other[0].places, other[0].pages), default=None)
 
     def _record(self, key: Key) -> Callable[[], Tensor | None] | None:
         known = key in self._records or key in self._refused
-        if not known and (self._seen[key] > 1 or not key[0].tokens):
+        if not known and (self._seen[key] or not key[0].tokens):
             try:
                 self._records[key] = self._recorder.record(self._work(*key))
             except Unrecordable as error:
@@ -212,6 +200,8 @@ def _room(model: Transformer, stop: int) -> int:
     return MOST if e.positions is None else e.positions - e.position_offset - stop + 1
 
 
-def _power(n: int) -> int:
-    """The next power of two."""
-    return 1 << (n - 1).bit_length()
+def _next(n: int, first: int, times: int) -> int:
+    """The least of `first` and what comes of multiplying it that is not less than n."""
+    while first < n:
+        first *= times
+    return first

@@ -54,34 +54,29 @@ class Fixed:
         self._block = torch.zeros(_bytes(self._fields), dtype=torch.uint8, device=self.device)
         self.at = _carve(self._block, self._fields)
         self.positions = self.at["positions"]
-        self.rows: Sequence[Row] = []
-        """The rows that the state is of."""
         self._tables: dict[Rope, Tensor] = {}
         self._turned: dict[Rope, Turn] = {}
 
     def page_tables(self, rows: Sequence[Row]) -> array[int]:
         """The rows' pages, each filled up to `pages`."""
-        table = array("i")
-        for row in rows:
+        table = array("i", bytes(4 * len(rows) * self.pages))
+        for i, row in enumerate(rows):
             held = row.sequence.pages[: self.pages]
-            table.extend(held)
-            table.extend([0] * (self.pages - len(held)))
+            table[i * self.pages : i * self.pages + len(held)] = held
         return table
 
-    def fill(self, values: dict[str, Sequence[float]], behind: int = 0) -> None:
-        """Copy the first elements of fields to the device; all others become 0, -1 in slots.
-
-        behind: bytes at the beginning of the block that stay as they are.
-        """
+    def fill(self, values: dict[str, Sequence[float]]) -> None:
+        """Copy the first elements of fields to the device; all others become 0, -1 in slots."""
         block = host([len(self._block)], torch.uint8, self.device).zero_()
         there = _carve(block, self._fields)
         there["slots"].fill_(-1)
         for name, given in values.items():
             if given:
                 dtype, _ = self._fields[name]
-                flat = torch.frombuffer(array(CODES[dtype], given), dtype=dtype)  # a tenth of torch.tensor's time
+                numbers = given if isinstance(given, array) else array(CODES[dtype], given)
+                flat = torch.frombuffer(numbers, dtype=dtype)  # a tenth of torch.tensor's time
                 there[name].view(-1)[: len(given)] = flat
-        self._block[behind:].copy_(block[behind:], non_blocking=True)
+        self._block.copy_(block, non_blocking=True)
 
     def run(self, model: Transformer) -> Tensor:
         """Hidden states behind the last block, (tokens, width)."""
@@ -117,13 +112,14 @@ class Fixed:
         return ops.Choice(**{name: self.at[name] for name in columns})
 
 
-def choosing(
-    rows: Sequence[Row], steps: int, places: int, columns: Columns, ahead: int = 0
-) -> dict[str, Sequence[float]]:
-    """How each row chooses in so many steps: its parameters, and for each step a number, as fields.
+def known(row: Row) -> list[int]:
+    """The row's tokens; 0 for one that is still to come."""
+    tokens = row.sequence.tokens[row.start : row.stop]
+    return tokens + [0] * (row.stop - row.start - len(tokens))
 
-    ahead: steps that come before, of which nothing is known yet.
-    """
+
+def choosing(rows: Sequence[Row], steps: int, places: int, columns: Columns) -> dict[str, Sequence[float]]:
+    """How each row chooses in so many steps: its parameters, and for each step a number, as fields."""
     if not columns:
         return {}
     lines = [row.sequence for row in rows]
@@ -132,7 +128,7 @@ def choosing(
         read, _ = COLUMNS[name]
         found[name] = [read(line.request.sampling) for line in lines]
     empty = [0.0] * (places - len(lines))
-    found["uniform"] = [u for step in range(steps) for u in [*(draw(line, ahead + step) for line in lines), *empty]]
+    found["uniform"] = [u for step in range(steps) for u in [*(draw(line, step) for line in lines), *empty]]
     return found
 
 
@@ -145,12 +141,6 @@ def _fields(tokens: int, places: int, pages: int) -> Fields:
         "tables": (torch.int32, (places, pages)),
         **{name: (COLUMNS[name][1], (places,)) for name in ("temperature", *FILTERS)},
     }
-
-
-def state_bytes(places: int) -> int:
-    """Of a block whose sequences have one token each: what a step moves on, before what only the host changes."""
-    fields = _fields(places, places, 1)
-    return sum(_room(*fields[name]) for name in ("ids", "positions", "slots", "lengths"))
 
 
 def _room(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

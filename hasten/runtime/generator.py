@@ -14,13 +14,14 @@ from hasten.runtime.passes import Pass
 from hasten.runtime.prompts import Bounds, requests
 from hasten.runtime.request import Event, Generation, Request, Sampling, is_token
 from hasten.runtime.runner import Runner
+from hasten.runtime.runs import MOST_TOKENS
 from hasten.runtime.said import Said, Transcript, events, hear
-from hasten.runtime.scheduler import Scheduler
+from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.text import Tokenizer, Voice
 from hasten.spec import Tokens
 
-BUDGET = {"cuda": 2048}
+BUDGET = {"cuda": MOST_TOKENS}
 """Tokens that go through the model at once where nobody says: enough to keep the device at its speed; 512 elsewhere."""
 
 Samplings = Sampling | Sequence[Sampling] | None
@@ -128,35 +129,39 @@ class Generator:
             self._runner.reserve([scheduler.most(line) for line in lines])
             yield [said for line, voice in lines.items() if (said := _rejected(scheduler, line, voice)) is not None]
             work: Pass | None = None
-            while scheduler.running or scheduler.waiting:
+            while work or scheduler.running or scheduler.waiting:
                 self._check_open()
-                work = work or self._start(scheduler)
+                work = work or self._start(scheduler, scheduler.next())
                 if work is None:
                     raise RequestError(_starved(scheduler))
                 # |---- on the device: work, then next ----|   while the host hears of `work`, and tells of it
-                following = self._follow(scheduler, work)
+                rows = [] if self._runner.decoder is None else scheduler.next()
+                following = self._follow(scheduler, work, rows)
                 said = _settle(scheduler, work, lines)
-                work = following or (None if self._runner.decoder is None else self._start(scheduler))
+                work = following or self._start(scheduler, [row for row in rows if not row.sequence.ended])
                 yield said
         finally:
             scheduler.clear()
 
-    def _start(self, scheduler: Scheduler) -> Pass | None:
-        """The next pass; None where nothing can run."""
-        rows = scheduler.next()
+    def _start(self, scheduler: Scheduler, rows: list[Row]) -> Pass | None:
+        """The pass of these rows; None where there are none."""
         if not rows:
             return None
         plan = self._runner.plan(rows)
-        return self._runner.start(rows, plan, 1 if plan is None else scheduler.ahead(rows, plan.most))
+        begun = self._runner.start(rows, plan, 1 if plan is None else scheduler.ahead(rows, plan.most))
+        scheduler.advance(rows, begun.steps)
+        return begun
 
-    def _follow(self, scheduler: Scheduler, work: Pass) -> Pass | None:
-        """The next pass of the same sequences, begun before it is known what this one says; None where one ends in it.
+    def _follow(self, scheduler: Scheduler, work: Pass, rows: list[Row]) -> Pass | None:
+        """The pass of these rows, begun before it is known what the one under way says; None where that must be known.
 
         A sequence that ends by a stop token or string all the same has run on for nothing.
         """
-        most = self._runner.worth(work)
-        rows = scheduler.follow(work.rows, work.steps) if most else None
-        return self._runner.follow(work, rows, scheduler.ahead(rows, most)) if rows else None
+        plan = self._runner.plan(rows, behind=True) if rows else None
+        begun = None if plan is None else self._runner.follow(work, plan, scheduler.ahead(rows, plan.most))
+        if begun is not None:
+            scheduler.advance(rows, begun.steps)
+        return begun
 
     def _voice(self, r: Request) -> Voice | None:
         return None if self._tokenizer is None else Voice(self._tokenizer, r.prompt, r.sampling.stop)
@@ -182,13 +187,11 @@ def _starved(scheduler: Scheduler) -> str:
 def _settle(scheduler: Scheduler, work: Pass, voices: Voices) -> list[Said]:
     """What a pass made, added to its sequences; those that end leave the scheduler."""
     tokens, scores = work.tokens(), work.scores() or [None] * len(work.lines)
-    scheduler.advance(work.rows)
     all_said = []
     for line, new, score in zip(work.lines, tokens, scores, strict=True):
         if line.ended:  # before these were made
             continue
         said = hear(line, voices[line], new, score)
-        line.cached += len(said.tokens) - 1  # each but the last went through the model again
         if said.reason:
             scheduler.finish(line)
         all_said.append(said)

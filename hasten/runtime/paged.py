@@ -76,7 +76,7 @@ class Paged:
             slots += [pages[t // size] * size + t % size for t in range(row.start, row.stop)]
             starts.append(len(slots))
             held = pages[:most]
-            tables += held + [0] * (most - len(held))
+            tables += [*held, *[0] * (most - len(held))]
         lengths = [row.stop for row in self.rows]
         flat = upload(slots + starts + lengths + tables, torch.int64, self.positions.device)
         counts = [len(slots), len(starts), len(lengths), len(tables)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, MutableSequence
 from dataclasses import dataclass
 
 
@@ -36,7 +36,7 @@ class Pages:
             self.free += limit - self.limit
             self.limit = limit
 
-    def take(self, owner: Hashable, held: list[int], count: int, *, promise: int = 0) -> bool:
+    def take(self, owner: Hashable, held: MutableSequence[int], count: int, *, promise: int = 0) -> bool:
         """Append `count` pages to the owner's `held`, or none at all and False. promise: pages it hopes to have."""
         if count > self.free:
             return False
@@ -47,24 +47,24 @@ class Pages:
             hole = self._best(owner, held[-1] + 1 if held else 0)
             n = min(count, len(hole))
             if hole.promised in (None, owner):
-                held += range(hole.start, hole.start + n)
+                held.extend(range(hole.start, hole.start + n))
                 hole.start += n
             else:  # its end is what the promise needs last
-                held += range(hole.stop - n, hole.stop)
+                held.extend(range(hole.stop - n, hole.stop))
                 hole.stop -= n
             if not len(hole):
                 self._holes.remove(hole)
             count -= n
         return True
 
-    def release(self, owner: Hashable, held: list[int]) -> None:
+    def release(self, owner: Hashable, held: MutableSequence[int]) -> None:
         """Take back all that the owner holds, and what it was promised."""
         self.free += len(held)
         for hole in self._holes:
             if hole.promised == owner:
                 hole.promised = None
         self._holes += [Hole(page, page + 1) for page in held]
-        held.clear()
+        del held[:]
         self._holes.sort(key=lambda hole: hole.start)
         merged: list[Hole] = []
         for hole in self._holes:
@@ -76,10 +76,14 @@ class Pages:
 
     def _best(self, owner: Hashable, next_page: int) -> Hole:
         """Promised to the owner, else behind its last page, else nobody's lowest, else another's highest."""
-        mine = [hole for hole in self._holes if hole.promised == owner]
-        open_ = [hole for hole in self._holes if hole.promised is None]
-        behind = [hole for hole in open_ if hole.start == next_page]
-        return (mine or behind or open_ or self._holes[-1:])[0]
+        behind = lowest = None
+        for hole in self._holes:
+            if hole.promised == owner:
+                return hole
+            if hole.promised is None:
+                lowest = lowest or hole
+                behind = hole if hole.start == next_page else behind
+        return behind or lowest or self._holes[-1]
 
     def _promise(self, owner: Hashable, count: int) -> None:
         for at, hole in enumerate(self._holes):

@@ -71,26 +71,22 @@ class Runner:
             most = sum(sorted(needs, reverse=True)[:PLACES])
             self.pages.extend(self.pools.reserve(used + most))
 
-    def plan(self, rows: Sequence[Row]) -> Plan | None:
-        """How these rows can go on by themselves, if they can."""
-        return None if self.decoder is None else self.decoder.plan(rows)
+    def plan(self, rows: Sequence[Row], *, behind: bool = False) -> Plan | None:
+        """How these rows can run from a record, if they can. behind: a pass that is not waited for."""
+        return None if self.decoder is None else self.decoder.plan(rows, behind=behind)
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Row], plan: Plan | None = None, steps: int = 1) -> Pass:
         """Begin to run the rows, `steps` times if as planned; keys and values go into their pages."""
         with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
-            begun = None if self.decoder is None or plan is None else self.decoder.start(plan, steps)
+            begun = None if self.decoder is None or plan is None else self.decoder.start(plan, steps, None)
             return self._once(rows) if begun is None else begun
 
-    def worth(self, work: Pass) -> int:
-        """How many steps are worth beginning behind a pass before it is waited for; 0 where none can."""
-        return 0 if self.decoder is None else self.decoder.worth(work)
-
     @torch.inference_mode()
-    def follow(self, work: Pass, rows: Sequence[Row], steps: int) -> Pass | None:
-        """Begin them, if they can go on from where the pass leaves its rows."""
+    def follow(self, work: Pass, plan: Plan, steps: int) -> Pass | None:
+        """Begin them behind a pass that is not waited for, if a record is there for them."""
         with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
-            return None if self.decoder is None else self.decoder.follow(work, rows, steps)
+            return None if self.decoder is None else self.decoder.start(plan, steps, work)
 
     def _once(self, rows: Sequence[Row]) -> Single:
         self.pools.hold(1 + max(max(row.sequence.pages) for row in rows))
@@ -105,13 +101,13 @@ class Runner:
         x = self.model.embed(tokens, places)
         x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes))
         if not last:
-            return Single(rows, [], None)
+            return Single([], None)
         if len(last) < len(ids):
             x = x[sampled]
         logits = self.model.predict(x)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         lines = [row.sequence for row in rows if row.samples]
-        return Single(rows, lines, self.sampler.choose(logits, lines))
+        return Single(lines, self.sampler.choose(logits, lines))
 
     def clear(self) -> None:
         """Give back the memory of pages and tables."""

@@ -1,4 +1,4 @@
-"""Short prompts and pieces of prompts, recorded: a pass of few tokens takes longer to launch than to compute."""
+"""Prompts and pieces of prompts, recorded, beside sequences with one new token: launching them takes the host long."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.model import Transformer
-from hasten.runtime.fixed import Fixed, Kept, choosing
+from hasten.runtime.fixed import Fixed, Kept, choosing, known
 from hasten.runtime.sampler import Columns
 from hasten.runtime.scheduler import Row
 
-MOST_TOKENS = 256
+MOST_TOKENS = 2048
 """Above, the device has enough to do."""
+
+PADDING = {64: 16, 256: 32, MOST_TOKENS: 256}
+"""Up to so many tokens, what their number is a multiple of."""
 
 
 def padded(tokens: int) -> int:
     """How many tokens a record for so many has: few different numbers, and little to compute for nothing."""
-    step = 16 if tokens <= 64 else 32
+    step = next(step for most, step in PADDING.items() if tokens <= most)
     return -(-tokens // step) * step
 
 
@@ -38,13 +41,13 @@ class Runs(Fixed):
 
     def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
         """Put rows into the first places, for one step."""
-        self.rows, size = rows, self.kept.pools.page_size
+        size = self.kept.pools.page_size
         runs = [(row.sequence, range(row.start, row.stop)) for row in rows]
         ends = list(accumulate(len(run) for _, run in runs))
         sampling = [row for row in rows if row.samples]
         self.fill(
             {
-                "ids": [s.tokens[p] for s, run in runs for p in run],
+                "ids": [t for row in rows for t in known(row)],
                 "positions": [p for _, run in runs for p in run],
                 "slots": [s.pages[p // size] * size + p % size for s, run in runs for p in run],
                 "lengths": [row.stop for row in rows],

@@ -53,7 +53,7 @@ def hear(line: Line, voice: Voice | None, tokens: list[int], score: Chosen | Non
             f"prompt {line.request.index}: the model's logits for token {len(line.tokens) + said.tokens.index(-1)} are "
             "not numbers; float16 overflows at 65504, so try bfloat16 or float32"
         )
-    line.tokens += said.tokens
+    line.hear(said.tokens)
     return said
 
 

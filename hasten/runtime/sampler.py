@@ -76,7 +76,7 @@ class Choosing:
     """The tokens that a batch chose, int64 (rows,), and the logarithms asked for, on their way to the host."""
 
     def __init__(self, raw: Tensor, tokens: Tensor, samplings: list[Sampling]) -> None:
-        self._samplings = samplings
+        self._samplings, self.tokens = samplings, tokens
         wanted = [s.logprobs for s in samplings if s.logprobs is not None]
         self._download = Download(tokens, *(_scores(raw, tokens, max(wanted)) if wanted else ()))
 

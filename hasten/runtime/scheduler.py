@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hasten.errors import RequestError
 from hasten.runtime.pages import Pages
 from hasten.runtime.request import Request
+
+HOLD = 3
+"""Passes for which prompts that could start wait, at most, for others to start with them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -16,14 +21,17 @@ class Sequence:
     """One completion on its way.
 
     |---- cached: keys and values lie in `pages` ----|---- still to run ----|
-    0                                             cached               len(tokens)
+    0                                             cached                  length
+
+    The last `coming` tokens are under way: passes that have begun will say them.
     """
 
     request: Request
     sample: int = 0  # which of the request's n completions
     tokens: list[int] = field(default_factory=list)
+    coming: int = 0
     cached: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))  # as page tables have it
     begun: int = 0  # how long it was when the first of its cached tokens ran
     limit: int = field(init=False)  # tokens at which it is done
     ended: bool = False
@@ -33,26 +41,33 @@ class Sequence:
         self.tokens = self.tokens or list(self.request.prompt)
 
     @property
+    def length(self) -> int:
+        return len(self.tokens) + self.coming
+
+    @property
     def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return self.length - len(self.request.prompt)
 
     @property
     def spoken(self) -> list[int]:
-        """The generated tokens."""
+        """The generated tokens that are known."""
         return self.tokens[len(self.request.prompt) :]
+
+    def hear(self, tokens: list[int]) -> None:
+        """What was coming is known now."""
+        self.tokens += tokens
+        self.coming -= len(tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A run of one sequence's tokens: tokens[start:stop] go through the model next, prompt or new."""
+    """A run of one sequence's tokens: tokens[start:stop] go through the model next, prompt or new, and what the
+    sequence says behind them is sampled where these are all. Only the last of them may be still to come."""
 
     sequence: Sequence
     start: int
     stop: int
-
-    @property
-    def samples(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
+    samples: bool
 
 
 class Scheduler:
@@ -78,6 +93,7 @@ class Scheduler:
         self.restarts, self.promise, self.places = restarts, promise, places
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._held = 0  # passes for which somebody could have started
 
     def add(self, s: Sequence) -> None:
         """Queue a sequence; RequestError if all the pages there are could not hold it."""
@@ -101,9 +117,14 @@ class Scheduler:
             if n and self._reserve(s, s.cached + n, preempt=True):
                 rows.append(self._row(s, n))
                 budget -= n
+        if 0 < len(rows) == self.budget - budget and self._holds():  # one token each, no prompt
+            self._held += 1
+            return rows
+        self._held = 0
         while budget and self._admits():
             s = self.waiting.popleft()
-            n = min(len(s.tokens), budget)
+            assert not s.coming, "what gave way for an older one does not come back at once"
+            n = min(s.length, budget)
             self._reserve(s, n, preempt=False)
             self.running.append(s)
             rows.append(self._row(s, n))
@@ -114,8 +135,7 @@ class Scheduler:
         """How many steps, at most `most`, these rows of one token each can go on by themselves: their pages are taken.
 
         A sequence that ends on the way runs on for nothing, so no row goes on behind the last end. Nobody waits who
-        could have started, and nothing is taken from anybody for more than one step. Several steps come with room for
-        one token more, with which the rows can be followed.
+        could have started, and nothing is taken from anybody for more than one step.
         """
         steps = min(most, max(row.sequence.limit - row.stop for row in rows))
         while steps > 1:
@@ -127,20 +147,19 @@ class Scheduler:
             steps //= 2
         return steps
 
-    def follow(self, rows: Iterable[Row], steps: int) -> list[Row] | None:
-        """The rows behind so many steps of these, before it is known what they say; None where one will have ended."""
-        found = []
-        for row in rows:
-            s, stop = row.sequence, row.stop + steps
-            if s.ended or stop >= s.limit or len(s.pages) * self.page_size < stop:
-                return None
-            found.append(Row(s, stop - 1, stop))
-        return found
+    def advance(self, rows: Iterable[Row], steps: int) -> None:
+        """So many steps of the rows have begun: what runs in them counts as cached, what they will say as coming.
 
-    def advance(self, rows: Iterable[Row]) -> None:
-        """The rows' tokens are cached now."""
+        A sequence whose last token is coming leaves, with its pages: who gets them writes behind all that has begun.
+        """
         for row in rows:
-            row.sequence.cached = row.stop
+            s = row.sequence
+            new = min(steps, s.limit - row.stop) if row.samples else 0
+            s.coming += new
+            s.cached = row.stop + max(new - 1, 0)  # each but the last has gone through the model again
+            if s.length == s.limit:
+                self.running.remove(s)
+                self._release(s)
 
     def finish(self, s: Sequence) -> None:
         """Take a sequence out, wherever it is, and its pages back."""
@@ -160,27 +179,37 @@ class Scheduler:
         """Pages that the sequence may come to need."""
         return self._count(s.limit - 1)  # the last token is never looked back at
 
+    def _holds(self) -> bool:
+        """Whether prompts that could start wait for others: a pass is dear where its prompts are few.
+
+        Only while half of the places are at work, more wait than there are places, and what could start is little.
+        """
+        if self.places is None or not self._admits() or 2 * len(self.running) < self.places or self._held == HOLD:
+            return False
+        free = self.places - len(self.running)
+        return len(self.waiting) > free and 2 * sum(s.length for s in islice(self.waiting, free)) < self.budget
+
     def _admits(self) -> bool:
         if not self.waiting or (self.places is not None and len(self.running) >= self.places):
             return False
-        return self._count(len(self.waiting[0].tokens)) <= self.pages.free
+        return self._count(self.waiting[0].length) <= self.pages.free
 
     def _due(self, s: Sequence) -> int:
-        if self.restarts and s.cached and any(s.begun <= length < len(s.tokens) for length in self.restarts):
+        if self.restarts and s.cached and any(s.begun <= length < s.length for length in self.restarts):
             s.cached = 0  # its pages will be written again
-        return len(s.tokens) - s.cached
+        return s.length - s.cached
 
     def _row(self, s: Sequence, n: int) -> Row:
         if s.cached == 0:
-            s.begun = len(s.tokens)
-        return Row(s, s.cached, s.cached + n)
+            s.begun = s.length
+        return Row(s, s.cached, s.cached + n, s.cached + n == s.length)
 
     def _count(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
     def _lacks(self, row: Row, steps: int) -> int:
         """Pages more than it has that a row of one token needs for so many steps."""
-        return self._count(row.stop + steps) - len(row.sequence.pages)
+        return self._count(row.stop + steps - 1) - len(row.sequence.pages)
 
     def _reserve(self, s: Sequence, tokens: int, *, preempt: bool) -> bool:
         need = self._count(tokens) - len(s.pages)

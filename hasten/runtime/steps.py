@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.model import Transformer
-from hasten.runtime.fixed import Fixed, Kept, choosing, state_bytes
+from hasten.runtime.fixed import Fixed, Kept, choosing
 from hasten.runtime.sampler import Columns
 from hasten.runtime.scheduler import Row
 
@@ -27,7 +27,7 @@ class Steps(Fixed):
 
     def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
         """Put sequences into the first places for up to `steps` steps."""
-        self.rows, size = rows, self.kept.pools.page_size
+        size = self.kept.pools.page_size
         last = [row.stop - 1 for row in rows]
         pages = [row.sequence.pages for row in rows]
         self.fill(
@@ -40,12 +40,6 @@ class Steps(Fixed):
                 **choosing(rows, steps, self.places, columns),
             }
         )
-
-    def follow(self, rows: Sequence[Row], steps: int, columns: Columns, ahead: int) -> None:
-        """Let the steps go on for the same sequences from where `ahead` steps, not waited for, will leave them."""
-        self.rows = rows
-        tables = {"tables": self.page_tables(rows)}
-        self.fill(tables | choosing(rows, steps, self.places, columns, ahead), state_bytes(self.places))
 
     def logits(self, model: Transformer) -> Tensor:
         """What the model says behind the token of each place, (places, vocabulary)."""

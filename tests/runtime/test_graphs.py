@@ -9,6 +9,7 @@ import pytest
 from hasten.model import Transformer
 from hasten.runtime import Generator, Sampling
 from hasten.runtime.decoder import obstacle
+from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, transformer
 from tests.runtime.test_generator import generator, prompts
 from tests.runtime.test_steps import KINDS, Never, said
@@ -53,6 +54,50 @@ def test_every_way_of_choosing_is_recorded(kind: str) -> None:
         want = said(launched, batch, KINDS[kind])
         for _ in range(2):
             assert said(graphs, batch, KINDS[kind]) == want
+        assert "not " not in recorded(graphs)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2-capped", "gpt_oss"])
+def test_passes_of_many_tokens_are_recorded(name: str) -> None:
+    """Prompts of up to 90 tokens, of which each pass of 2,048 tokens begins many, beside sequences with one new one."""
+    t, batch = on_gpu(name), prompts(name, lengths=tuple(1 + 37 * i % 90 for i in range(120)))
+    s = [Sampling(max_new_tokens=1 + 23 * i % 31, temperature=i % 2 * 1.0, seed=i) for i in range(120)]
+    launched, graphs = pair(t, pages=4000)
+    with launched, graphs:
+        want = said(launched, batch, s)
+        for _ in range(3):
+            assert said(graphs, batch, s) == want
+        decoder = graphs._runner.decoder
+        assert decoder is not None and "not " not in recorded(graphs)
+        assert {shape.tokens for shape, _ in decoder._records} >= {0, 2048}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
+def test_passes_that_begin_before_the_last_one_is_heard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve sequences in four places, some of which stop early: prompts, pieces of them and steps in turn."""
+    t, batch = on_gpu(name), prompts(name, lengths=(5, 9, 3, 21, 2, 7, 1, 13, 4, 6, 30, 2))
+    with generator(t) as g:
+        free = [x.tokens for x in g.generate(batch, Sampling(max_new_tokens=9))]
+    s = [
+        Sampling(max_new_tokens=2 + 3 * i, temperature=i % 2 * 1.0, seed=i, stop_tokens=[tokens[-1]] if i % 3 else ())
+        for i, tokens in enumerate(free)
+    ]
+    begun, follow = list[int](), Runner.follow
+
+    def counted(*arguments: Any) -> Any:
+        work = follow(*arguments)
+        begun.append(work is not None)
+        return work
+
+    monkeypatch.setattr(Runner, "follow", counted)
+    monkeypatch.setattr("hasten.runtime.runner.PLACES", 4)
+    launched, graphs = pair(t, budget=24)
+    with launched, graphs:
+        want = said(launched, batch, s)
+        for _ in range(6):
+            begun.clear()
+            assert said(graphs, batch, s) == want
+        assert any(begun)
         assert "not " not in recorded(graphs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,7 @@ def test_pieces_in_scattered_pages_equal_the_whole(
     free = list(range(sum(-(-n // size) for n in lengths) + 3))
     order.shuffle(free)
     for line, n in zip(lines, lengths, strict=True):
-        line.pages = [free.pop() for _ in range(-(-n // size))]
+        line.pages = array("i", [free.pop() for _ in range(-(-n // size))])
     answers = {}
     while rows := [piece(line, order.randint(1, most)) for line in lines if line.cached < len(line.tokens)]:
         order.shuffle(rows)
@@ -75,7 +76,8 @@ def test_pieces_in_scattered_pages_equal_the_whole(
 
 
 def piece(line: Sequence, n: int) -> Row:
-    return Row(line, line.cached, min(line.cached + n, len(line.tokens)))
+    stop = min(line.cached + n, line.length)
+    return Row(line, line.cached, stop, stop == line.length)
 
 
 @torch.no_grad()
@@ -135,6 +137,6 @@ def test_the_restart_runs_every_token_again_once() -> None:
     for _ in range(6):
         (row,) = scheduler.next()
         ran.append((row.start, row.stop))
-        scheduler.advance([row])
-        row.sequence.tokens.append(5)
+        scheduler.advance([row], 1)
+        row.sequence.hear([5])
     assert ran == [(0, 14), (14, 15), (15, 16), (0, 17), (17, 18), (18, 19)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 from hasten.errors import RequestError
 from hasten.runtime.pages import Pages
 from hasten.runtime.request import Request, Sampling
-from hasten.runtime.scheduler import Row, Scheduler, Sequence
+from hasten.runtime.runs import padded
+from hasten.runtime.scheduler import HOLD, Row, Scheduler, Sequence
 
 
 def sequence(index: int, prompt: int, new: int) -> Sequence:
@@ -25,18 +29,26 @@ class Cache:
     size: int
     slots: dict[int, tuple[Sequence, int, int]] = field(default_factory=dict)
 
-    def run(self, rows: list[Row], restarts: frozenset[int]) -> None:
-        for row in rows:
-            s = row.sequence
-            for at in range(row.start, row.stop):
-                self.slots[self.slot(s, at)] = s, at, len(s.tokens)
-            for at in range(row.stop):
+    def run(self, rows: list[Row], restarts: frozenset[int], steps: int = 1) -> None:
+        for step, row in product(range(steps), rows):
+            s, stop = row.sequence, row.stop + step
+            for at in range(row.start if step == 0 else stop - 1, stop):
+                self.slots[self.slot(s, at)] = s, at, s.length
+            for at in range(stop):
                 owner, token, length = self.slots[self.slot(s, at)]
                 assert (owner, token) == (s, at), "attention would see another token"
-                assert all((length > r) == (len(s.tokens) > r) for r in restarts), "a key of another length's rope"
+                assert all((length > r) == (s.length > r) for r in restarts), "a key of another length's rope"
 
     def slot(self, s: Sequence, at: int) -> int:
         return s.pages[at // self.size] * self.size + at % self.size
+
+
+Ends = Callable[[Sequence, int], bool]
+"""Whether a sequence stops at so many tokens."""
+
+
+def no_end(s: Sequence, length: int) -> bool:
+    return False
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 14), st.integers(1, 9)), min_size=1, max_size=8)
@@ -70,14 +82,69 @@ def test_every_sequence_finishes_or_is_refused_and_no_page_leaks(
         assert all(len(s.tokens) - 1 in restarts for s in again), "what gave way came back at once"
         check(scheduler, rows, alive)
         cache.run(rows, frozenset(restarts))
-        scheduler.advance(rows)
-        for row in rows:
-            if row.stop == len(row.sequence.tokens):
-                row.sequence.tokens.append(0)
-                if len(row.sequence.tokens) == row.sequence.request.limit:
-                    scheduler.finish(row.sequence)
-                    finished.append(row.sequence)
+        scheduler.advance(rows, 1)
+        finished += hear(scheduler, rows)
     assert set(finished) == set(alive)
+    assert pages.free == limit
+
+
+def hear(scheduler: Scheduler, rows: list[Row], steps: int = 1, ends: Ends = no_end) -> list[Sequence]:
+    """Tokens of so many steps, up to each sequence's end; those that have come to it."""
+    over = list[Sequence]()
+    for s in [row.sequence for row in rows if row.samples and not row.sequence.ended]:
+        new = min(steps, s.limit - len(s.tokens))
+        stop = next((i for i in range(1, new + 1) if ends(s, len(s.tokens) + i)), 0)
+        s.hear([0] * (stop or new))
+        if stop or len(s.tokens) == s.limit:
+            scheduler.finish(s)
+            over.append(s)
+    return over
+
+
+@given(
+    SIZES,
+    st.integers(1, 24),
+    st.integers(1, 5),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_passes_that_begin_before_the_last_one_is_heard_neither_leak_nor_share_a_page(
+    sizes: list[tuple[int, int]], limit: int, size: int, budget: int, most: int, places: int, stopping: bool
+) -> None:
+    pages, cache = Pages(limit), Cache(size)
+    scheduler = Scheduler(pages, size, budget, places=places)
+    lines = [sequence(i, *n) for i, n in enumerate(sizes) if -(-(sum(n) - 1) // size) <= limit]
+    for s in lines:
+        scheduler.add(s)
+
+    def ends(s: Sequence, length: int) -> bool:
+        return stopping and random.Random(s.request.index * 99 + length).random() < 0.3
+
+    under_way, finished = list[tuple[list[Row], int]](), list[Sequence]()
+    for _ in range(3000):
+        if not (scheduler.running or scheduler.waiting or under_way):
+            break
+        if len(under_way) == 2:
+            rows, steps = under_way.pop(0)
+            finished += hear(scheduler, rows, steps, ends)
+        rows = scheduler.next()
+        if not rows:
+            assert under_way, "no progress"
+            rows, steps = under_way.pop(0)
+            finished += hear(scheduler, rows, steps, ends)
+            continue
+        check(scheduler, rows, lines)
+        last = [row.sequence for row in under_way[-1][0] if row.samples] if under_way else []
+        unheard = [row for row in rows if row.stop > len(row.sequence.tokens)]
+        assert all(row.sequence in last and row.stop - row.start == 1 for row in unheard), "who says these tokens?"
+        single = all(row.samples and row.stop - row.start == 1 for row in rows)
+        steps = scheduler.ahead(rows, most) if single else 1
+        cache.run(rows, frozenset(), steps)
+        scheduler.advance(rows, steps)
+        under_way.append((rows, steps))
+    assert set(finished) == set(lines)
     assert pages.free == limit
 
 
@@ -87,7 +154,7 @@ def check(scheduler: Scheduler, rows: list[Row], alive: list[Sequence]) -> None:
     assert len({row.sequence for row in rows}) == len(rows)
     for row in rows:
         assert row.sequence in scheduler.running
-        assert row.start == row.sequence.cached < row.stop <= len(row.sequence.tokens)
+        assert row.start == row.sequence.cached < row.stop <= row.sequence.length
         assert len(row.sequence.pages) * scheduler.page_size >= row.stop
     held = [page for s in alive for page in s.pages]
     assert len(set(held)) == len(held) == scheduler.pages.limit - scheduler.pages.free
@@ -102,13 +169,8 @@ def test_the_oldest_always_gets_on() -> None:
     while scheduler.running or scheduler.waiting:
         rows = scheduler.next()
         passes.append([row.sequence.request.index for row in rows])
-        scheduler.advance(rows)
-        for row in rows:
-            if row.samples:
-                row.sequence.tokens.append(0)
-        for s in (old, young):
-            if s in scheduler.running and len(s.tokens) == s.request.limit:
-                scheduler.finish(s)
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
     first = [p for p in passes if 0 in p]
     assert len(first) == 4 and passes[:4] == first
     assert scheduler.pages.free == 4
@@ -122,10 +184,8 @@ def test_a_long_prompt_runs_in_chunks_beside_a_token_of_each_running_sequence() 
     for _ in range(4):
         rows = scheduler.next()
         seen.append([(row.sequence.request.index, row.start, row.stop, row.samples) for row in rows])
-        scheduler.advance(rows)
-        for row in rows:
-            if row.samples:
-                row.sequence.tokens.append(0)
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
     assert seen[0] == [(0, 0, 2, True), (1, 0, 3, False)]
     assert seen[1] == [(0, 2, 3, True), (1, 3, 7, False)]
     assert seen[3] == [(0, 4, 5, True), (1, 11, 12, True)]
@@ -143,7 +203,7 @@ def test_clear_takes_everything_back() -> None:
     scheduler = Scheduler(pages, 2, 6)
     for i in range(4):
         scheduler.add(sequence(i, 4, 3))
-    scheduler.advance(scheduler.next())
+    scheduler.advance(scheduler.next(), 1)
     assert scheduler.running and scheduler.waiting and pages.free < 9
     scheduler.clear()
     assert not scheduler.running and not scheduler.waiting and pages.free == 9
@@ -160,11 +220,9 @@ def test_steps_ahead_have_their_pages_and_take_nobody_elses(sizes: list[tuple[in
     lines = [sequence(i, prompt, new) for i, (prompt, new) in enumerate(sizes)]
     for s in lines:
         scheduler.add(s)
-    scheduler.advance(scheduler.next())
-    for s in scheduler.running.copy():
-        s.tokens.append(0)
-        if len(s.tokens) == s.limit:
-            scheduler.finish(s)
+    rows = scheduler.next()
+    scheduler.advance(rows, 1)
+    hear(scheduler, rows)
     rows = scheduler.next()
     if not rows or any(row.stop - row.start > 1 for row in rows):
         return
@@ -187,3 +245,79 @@ def test_no_more_sequences_run_than_there_are_places() -> None:
     assert [row.sequence for row in scheduler.next()] == lines[:2]
     scheduler.finish(lines[0])
     assert [row.sequence for row in scheduler.next()] == [lines[1], lines[2]]
+
+
+# ---- admission in company
+
+
+def mix(requests: int) -> list[tuple[int, int]]:
+    """Lengths of prompts and completions, uniform."""
+    r = random.Random(0)
+    return [(r.randint(32, 1024), r.randint(32, 512)) for _ in range(requests)]
+
+
+def took(hold: int) -> tuple[float, float]:
+    """Milliseconds of 600 requests in 256 places, with prompts that wait for others for so many passes: where passes
+    with prompts in them are launched, and where they are recorded. A step of n sequences takes 5.5 + 0.041 n."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hasten.runtime.scheduler.HOLD", hold)
+        scheduler, time = Scheduler(Pages(40000), 16, 2048, places=256), [0.0, 0.0]
+        for i, n in enumerate(mix(600)):
+            scheduler.add(sequence(i, *n))
+        while scheduler.running or scheduler.waiting:
+            rows = scheduler.next()
+            tokens = sum(row.stop - row.start for row in rows)
+            mixed, step = tokens > len(rows), 5.5 + 0.041 * len(rows)
+            time[0] += max(6 + 0.025 * tokens, 40) + 4 if mixed else step  # 40 of the host, which hears first
+            time[1] += 6 + 0.025 * padded(tokens) if mixed else step
+            scheduler.advance(rows, 1)
+            hear(scheduler, rows)
+    return time[0], time[1]
+
+
+def test_company_pays_where_passes_are_launched_and_costs_nothing_where_they_are_recorded() -> None:
+    (launched, recorded), (launched_alone, recorded_alone) = took(HOLD), took(0)
+    assert launched < 0.93 * launched_alone
+    assert recorded < 1.002 * recorded_alone
+
+
+@given(SIZES, st.integers(2, 8), st.integers(4, 40))
+def test_nobody_waits_for_company_longer_than_the_constant_says(
+    sizes: list[tuple[int, int]], places: int, budget: int
+) -> None:
+    scheduler = Scheduler(Pages(1000), 4, budget, places=places)
+    for i in range(24):
+        scheduler.add(sequence(i, *sizes[i % len(sizes)]))
+    held = 0
+    while scheduler.running or scheduler.waiting:
+        rows = scheduler.next()
+        room = budget - sum(row.stop - row.start for row in rows)
+        could = bool(scheduler.waiting) and room > 0 and len(scheduler.running) < places
+        held = held + 1 if could else 0
+        assert held <= HOLD
+        assert not could or 2 * len(scheduler.running) >= places, "few run, and one had to wait"
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
+
+
+def test_whoever_comes_to_free_places_starts_at_once() -> None:
+    scheduler = Scheduler(Pages(1000), 4, 512, places=4)
+    for i in range(3):
+        scheduler.add(sequence(i, 3, 9))
+    scheduler.advance(rows := scheduler.next(), 1)
+    hear(scheduler, rows)
+    scheduler.add(sequence(3, 3, 9))
+    assert len(scheduler.next()) == 4, "nobody else is there to wait for"
+
+
+def test_prompts_that_wait_for_company_start_together() -> None:
+    scheduler = Scheduler(Pages(1000), 4, 32, places=4)
+    for i, new in enumerate((2, 3, 9, 9, 9, 9, 9)):
+        scheduler.add(sequence(i, 8, new))
+    passes = []
+    for _ in range(5):
+        rows = scheduler.next()
+        passes.append([row.sequence.request.index for row in rows])
+        scheduler.advance(rows, 1)
+        hear(scheduler, rows)
+    assert passes == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3], [2, 3, 4, 5], [2, 3, 4, 5]]

@@ -14,8 +14,9 @@ from hasten.errors import RequestError
 from hasten.model import Transformer
 from hasten.runtime import Generator, Sampling
 from hasten.runtime import pools as pools_module
-from hasten.runtime.decoder import PATIENCE, obstacle
+from hasten.runtime.decoder import PATIENCE, Shape, obstacle
 from hasten.runtime.graphs import Unrecordable
+from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, llama, transformer
 from tests.runtime.test_generator import WORDS, generator, prompts
 from tests.tiny import TINY, build
@@ -187,7 +188,9 @@ def test_pools_that_move_void_what_was_recorded() -> None:
         four, long = [[5] * 6, [7, 8, 9], [6], [9, 4]], [[5] * 2000, [7, 8, 9]]
         for batch in (four, long, four):
             assert said(device, batch, Sampling(max_new_tokens=6)) == said(host, batch, Sampling(max_new_tokens=6))
-        assert again.recorded == 3  # four places, two wide ones behind the move, and four again
+        assert (
+            again.recorded == 4
+        )  # four places; behind the move pieces of the prompt and two wide ones; and four again
 
 
 def test_a_larger_record_serves_a_shape_that_comes_up_seldom() -> None:
@@ -196,12 +199,12 @@ def test_a_larger_record_serves_a_shape_that_comes_up_seldom() -> None:
     with generator(t) as host, generator(t, recorder=again) as device:
         assert said(device, batch, s) == said(host, batch, s)
         assert again.recorded == 1
-        for times in range(1, 6):
+        for bursts in range(2, PATIENCE + 4, 2):
             assert said(device, batch[:1], s) == said(host, batch[:1], s)
             decoder = device._runner.decoder
             assert decoder is not None
             steps = [shape for shape, _ in decoder._records if not shape.tokens]
-            assert len(steps) == (1 if times <= PATIENCE else 2)
+            assert len(steps) == (1 if bursts <= PATIENCE else 2)
 
 
 def test_a_table_that_outgrows_its_columns_goes_on_in_a_wider_one() -> None:
@@ -230,6 +233,57 @@ def test_two_streams_share_the_records_and_nothing_else() -> None:
     for side in (0, 1):
         for i in range(2):
             assert tuple(e[side].token for e in pair if e[side].index == i) == want[side][i]
+
+
+def test_passes_of_many_tokens_meet_in_few_records() -> None:
+    t, again = llama(), Again(2)
+    batch = prompts(lengths=tuple(1 + 37 * i % 150 for i in range(40)))
+    s = [Sampling(max_new_tokens=1 + 23 * i % 31, temperature=i % 2 * 1.0, seed=i) for i in range(40)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hasten.runtime.runner.PLACES", 24)
+        with generator(t, 2000) as host, generator(t, 2000, recorder=again) as device:
+            want = said(host, batch, s)
+            for _ in range(3):
+                assert said(device, batch, s) == want
+            decoder = device._runner.decoder
+            assert decoder is not None
+            wide = [shape for shape, _ in decoder._records if shape.tokens > 256]
+            assert wide == [Shape(512, 16, 128), Shape(512, 256, 128)]
+
+
+@pytest.mark.parametrize("kind", ["greedy", "filters"])
+def test_once_recorded_every_pass_begins_before_the_one_in_front_of_it_is_heard(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t, batch = llama(), prompts(lengths=(5, 9, 3, 21, 2, 7, 1, 13, 4, 6, 30, 2))
+    more = WARM if kind == "filters" else {}
+    with generator(t) as g:
+        free = [x.tokens for x in g.generate(batch, [Sampling(max_new_tokens=12, seed=i, **more) for i in range(12)])]
+    s = [
+        Sampling(max_new_tokens=2 + i, seed=i, stop_tokens=[tokens[-1]] if i % 3 else (), **more)
+        for i, tokens in enumerate(free)
+    ]
+    begun: dict[str, int] = {"start": 0, "follow": 0}
+
+    def counted(name: str) -> Callable[..., Any]:
+        whole = getattr(Runner, name)
+
+        def call(*args: Any) -> Any:
+            work = whole(*args)
+            begun[name] += work is not None
+            return work
+
+        return call
+
+    for name in begun:
+        monkeypatch.setattr(Runner, name, counted(name))
+    monkeypatch.setattr("hasten.runtime.runner.PLACES", 4)
+    with generator(t) as host, generator(t, budget=24, recorder=Again(4)) as device:
+        want = said(host, batch, s)
+        for _ in range(4):
+            begun.update(start=0, follow=0)
+            assert said(device, batch, s) == want
+    assert begun["follow"] > 12 and begun["start"] == 1
 
 
 def test_the_next_burst_runs_while_the_last_is_told_and_a_dropped_stream_frees_its_pages() -> None:
