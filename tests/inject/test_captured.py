@@ -128,6 +128,14 @@ def test_the_least_recently_used_recording_goes_first() -> None:
     assert len(recorder.recorded) == 4
 
 
+def test_a_new_recording_of_a_kind_met_long_ago_is_the_last_to_go() -> None:
+    graphs = Graphs(recorder := Recorder(), limit=1)
+    for size in (1, 2, 2, 1, 1):
+        assert graphs(double, (torch.ones(size), None))[0].tolist() == [2.0] * size  # type: ignore[union-attr]
+    assert graphs.recorded == 1
+    assert len(recorder.recorded) == 2
+
+
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
     def refuse(compute: Compute, inputs: Tensors, pool: Any) -> Any:
         try:
@@ -166,19 +174,33 @@ def test_tensors_made_in_inference_mode_are_fed_to_calls_outside_of_it() -> None
 
 def test_a_module_that_somebody_watches_or_trains_is_called_each_time() -> None:
     head = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    assert not captured.silent(head)
+    assert captured.held([head]) is None
     with torch.no_grad():
-        assert captured.silent(head)
+        assert captured.held([head]) is not None
         handle = head[0].register_forward_hook(lambda *a: None)
-        assert not captured.silent(head)
+        assert captured.held([head]) is None
         handle.remove()
         head[0].forward = lambda input: input
-        assert not captured.silent(head)
-    assert captured.silent(torch.nn.Linear(2, 2).requires_grad_(False))
+        assert captured.held([head]) is None
+    assert captured.held([torch.nn.Linear(2, 2).requires_grad_(False)]) is not None
+
+
+def test_a_module_with_other_tensors_or_in_another_ones_place_is_told_apart() -> None:
+    head = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Tanh()).requires_grad_(False)
+    known = {captured.held([head])}
+    assert captured.held([head]) in known
+    head[0].weight.data = head[0].weight.data.clone()
+    assert captured.held([head]) not in known, "a parameter"
+    known.add(captured.held([head]))
+    head[1].running_mean = torch.ones(2)
+    assert captured.held([head]) not in known, "a buffer"
+    known.add(captured.held([head]))
+    head[2] = torch.nn.ReLU()
+    assert captured.held([head]) not in known, "a module without tensors"
 
 
 def test_calls_on_the_cpu_have_no_stream_to_be_recorded_on() -> None:
-    assert captured.lane_of((torch.ones(2), None), ()) is None
+    assert captured.lane_of((torch.ones(2), None)) is None
 
 
 # ---- through a model
@@ -194,7 +216,7 @@ def recording(
     (b,) = attach(ours)
     b.install(skip_padding=skip_padding)
     b.graphs = Graphs(recorder)
-    monkeypatch.setattr(captured, "lane_of", lambda inputs, modules: 0)
+    monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
     with torch.no_grad():
         yield theirs, ours, recorder
     b.remove()
@@ -270,6 +292,43 @@ def test_a_pooler_of_other_memory_is_another_kind_of_call(monkeypatch: pytest.Mo
             weight.data = weight.data * 2
         agree(ours.base_model(ids), theirs.base_model(ids))
         assert recorder.replays == 1
+
+
+def test_a_poolers_module_that_is_swapped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        ids = torch.randint(3, 40, (2, 7))
+        for _ in range(3):
+            ours.base_model(ids)
+        for model in (ours, theirs):
+            model.base_model.pooler.activation = torch.nn.ReLU()
+        for _ in range(3):
+            agree(ours.base_model(ids), theirs.base_model(ids))
+        assert len(recorder.recorded) == 2
+
+
+@pytest.mark.parametrize("watch", ["hook", "pre-hook", "forward", "pooler's hook"])
+def test_who_looks_on_after_a_recording_is_served(watch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        ids, seen = torch.randint(3, 40, (2, 7)), []
+        for _ in range(3):
+            ours.base_model(ids)
+        twin, before = copy.deepcopy(ours), recorder.replays
+        for model in (ours, twin):
+            inner, dense = model.encoder.layer[1].output, model.pooler.dense
+            own = inner.forward
+            match watch:
+                case "hook":
+                    inner.register_forward_hook(lambda *a: seen.append(1))
+                case "pre-hook":
+                    inner.register_forward_pre_hook(lambda *a: seen.append(1))
+                case "forward":
+                    inner.forward = lambda *a, own=own: seen.append(1) or own(*a)
+                case _:
+                    dense.register_forward_hook(lambda *a: seen.append(1))
+            seen.clear()
+            agree(model.base_model(ids), theirs.base_model(ids))
+            assert seen == [1]
+        assert recorder.replays == before
 
 
 # ---- CUDA
