@@ -68,6 +68,7 @@ class Backbone:
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
+        self.attentions = frozenset(block.attention for block in self.tower.blocks)
 
         # bound methods, not closures: a deep copy of the model then takes its own backbone along
         self.module.__dict__["_hasten"] = self

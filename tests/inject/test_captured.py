@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hasten.inject import captured
 from hasten.inject.attach import attach
+from hasten.inject.calls import encoder
 from hasten.inject.captured import Compute, Graphs, Tensors
 from hasten.ops import use
 from tests.tiny import TINY, build
@@ -331,7 +332,100 @@ def test_who_looks_on_after_a_recording_is_served(watch: str, monkeypatch: pytes
         assert recorder.replays == before
 
 
+# ---- masks
+
+MASKS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "none": lambda m: None,
+    "ones": lambda m: m,
+    "bool": lambda m: m.bool(),
+    "left": lambda m: m.index_fill(1, torch.arange(3), 0),
+    "right": lambda m: m.index_fill(1, torch.arange(15, 18), 0),
+    "a row of padding": lambda m: m.index_fill(0, torch.tensor(1), 0),
+    "longer": lambda m: torch.cat((m, m), 1),
+    "four axes": lambda m: (torch.rand(2, 1, 18, 18) > 0.3).index_fill(3, torch.tensor(0), True),
+    "added": lambda m: torch.randn(2, 1, 18, 18),
+}
+
+
+@pytest.mark.parametrize("name", ["bert-pooled", "roberta", "mpnet", "clip_text_model"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_that_nobody_asked_about_gives_the_same(name: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding itself, which transformers computes as it pleases, is compared with ours alone."""
+    own = MASKS[mask](torch.ones(2, 18, dtype=torch.long))
+    with recording(name, monkeypatch) as (theirs, ours, recorder):
+        ids = torch.randint(3, 40, (2, 18))
+        asked = ours.base_model(ids, attention_mask=own)
+        where = torch.ones(2, 18, dtype=torch.bool) if own is None or own.ndim == 4 else own[:, :18].bool()
+        monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+        for _ in range(3):
+            got = ours.base_model(ids, attention_mask=own)
+            agree(got, asked)
+            if mask != "longer" and own is not None and own.ndim == 2:
+                agree(got, theirs.base_model(ids, attention_mask=own), where)
+        assert recorder.replays == 0 if own is not None and own.ndim == 4 else 2 + (own is None)
+
+
+def test_one_recording_serves_every_padding_where_the_kernel_reads_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+    monkeypatch.setattr(encoder, "hiding", lambda mask: pytest.fail("the device was asked"))
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        for first in (0, 3, 0, 5):
+            ids, mask = torch.randint(3, 40, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+            mask[1, :first] = 0
+            x, y = (m.base_model(ids, attention_mask=mask) for m in (ours, theirs))
+            agree(x, y, mask.bool())
+        assert (len(recorder.recorded), recorder.replays) == (1, 3)
+
+
+def test_the_device_is_asked_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch, skip_padding=True) as (_, ours, _):
+        b, ids, mask = ours._hasten, torch.zeros(2, 9).long(), torch.ones(2, 9)
+        assert not encoder._reads_masks(b, ids, mask), "torch's kernels for the CPU"
+        monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+        assert encoder._reads_masks(b, ids, mask)
+        assert not encoder._reads_masks(b, ids, None)
+        assert not encoder._reads_masks(b, ids, mask.to("meta")), "ones elsewhere are no mask, others an error"
+        with use("reference"):
+            assert not encoder._reads_masks(b, ids, mask)
+        b.transformer.backends[1] = "reference"
+        assert not encoder._reads_masks(b, ids, mask), "a block fell back"
+        del b.transformer.backends[1]
+        asked: list[int] = []
+        monkeypatch.setattr(encoder, "hiding", lambda mask: asked.append(1))
+        ours.base_model(ids + 3, attention_mask=mask)
+        assert asked, "padding that is to be left out is looked for"
+
+
 # ---- CUDA
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["bert-pooled", "roberta", "mpnet"])
+@pytest.mark.parametrize("mask", ["ones", "left", "right", "a row of padding"])
+def test_not_asking_about_a_mask_changes_no_bit(name: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hasten
+
+    engine: Any = hasten.init_inference(build(TINY[name]).to("cuda", torch.float16))
+    ids, own = torch.randint(3, 64, (2, 18), device="cuda"), MASKS[mask](torch.ones(2, 18, dtype=torch.long))
+    assert own is not None
+    own = own.cuda()
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(encoder, "_same_kernel", lambda *a: False)
+            want = engine(ids, attention_mask=own)[0]
+        monkeypatch.setattr(encoder, "hiding", lambda mask: pytest.fail("the device was asked"))
+        for _ in range(4):
+            assert torch.equal(engine(ids, attention_mask=own)[0], want)
+
+
+@pytest.mark.gpu
+def test_our_kernel_reads_masks_up_to_512_keys() -> None:
+    plain, biased = (frozenset(x.attention for x in attach(build(TINY[n]))[0].tower.blocks) for n in ("bert", "mpnet"))
+    where = torch.device("cuda", 0)
+    for tokens, of_plain, of_biased in ((9, False, False), (16, True, True), (512, True, True), (513, False, True)):
+        assert encoder._same_kernel(plain, tokens, torch.float16, where) == of_plain
+        assert encoder._same_kernel(biased, tokens, torch.float16, where) == of_biased
+        assert not encoder._same_kernel(plain, tokens, torch.float32, where)
 
 
 @pytest.mark.gpu
