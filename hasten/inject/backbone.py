@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.families.family import Seam
+from hasten.inject.ahead import settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
 from hasten.inject.hf_cache import spelled
@@ -99,6 +100,8 @@ class Backbone:
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
             return self.detour(why, args, kwargs)
+        if not self.call.ahead:
+            settle()
         self.calls += 1
         return self.call.run(self, arguments)
 
@@ -131,6 +134,7 @@ class Backbone:
     def detour(self, why: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The model's own forward, on the same weights."""
         assert self.loan is not None
+        settle()
         self.detours[why] += 1
         with self.loan.filled():
             output = self.theirs(*args, **kwargs)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hasten.inject.ahead import settle
 from hasten.ops.table import forced
 from hasten.ops.workspace import Workspace
 
@@ -84,6 +85,7 @@ class Graphs:
         with self._lock:
             found = self._calls.get(key)
             if not isinstance(found, Recording):
+                settle()  # only a replay is safe with any input
                 found = self._new(key, compute, inputs, self._lane(lane))
             else:
                 self._calls.move_to_end(key)
@@ -150,13 +152,16 @@ def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules:
     """compute(*inputs), replayed where that can be. `modules` are the model's own that it runs.
 
     What they are and where their tensors lie is a part of what a recording depends on, and is looked up at every call;
-    the backbone says when the fused weights move.
+    the backbone says when the fused weights move. The call's checks are settled when this returns.
     """
     lane = None if b.graphs is None else lane_of(inputs)
     own = None if lane is None else held(modules)
     if b.graphs is None or own is None:
+        settle()
         return compute(*inputs)
-    return b.graphs(compute, inputs, (kind, own, tuple(b.transformer.backends.items())), lane)
+    outputs = b.graphs(compute, inputs, (kind, own, tuple(b.transformer.backends.items())), lane)
+    settle()
+    return outputs
 
 
 def lane_of(inputs: Iterable[Tensor | None]) -> Hashable:

@@ -21,7 +21,7 @@ from tests.tiny import TINY, build
 
 
 class Recorder:
-    """Stands in for CUDA: a replay computes into the outputs of the recording, as a graph does."""
+    """Stands in for CUDA: a replay computes into the outputs of the recording, as a graph does, and never raises."""
 
     def __init__(self) -> None:
         self.recorded: list[tuple[Any, Tensors]] = []
@@ -34,7 +34,11 @@ class Recorder:
         def replay() -> None:
             self.replays += 1
             with torch.inference_mode():  # a graph writes memory, whatever the tensors over it think
-                for mine, fresh in zip(outputs, compute(*inputs), strict=True):
+                try:
+                    made = compute(*inputs)
+                except IndexError:
+                    made = (torch.tensor(float("nan")),) * len(outputs)
+                for mine, fresh in zip(outputs, made, strict=True):
                     if mine is not None and fresh is not None:
                         mine.copy_(fresh)
 

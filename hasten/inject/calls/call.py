@@ -26,13 +26,14 @@ class Call:
     """`run` serves arguments whose names are all in `knows`, unless `unfit` says why not.
 
     Any other call goes to the model's own forward; `hidden` finds the last hidden state (batch, tokens, width) in what
-    that gives.
+    that gives. ahead: `run` may begin before the call's checks are settled, and settles them itself.
     """
 
     run: Callable[[Backbone, Arguments], Any]
     knows: frozenset[str]
     unfit: Callable[[Arguments], str | None] = lambda a: None
     hidden: Callable[[Backbone, Any], Tensor] = lambda b, output: output[0]
+    ahead: bool = False
 
 
 def inputs(a: Arguments) -> Tensor:

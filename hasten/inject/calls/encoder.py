@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from hasten import ops
 from hasten.inject import captured
+from hasten.inject.ahead import settle
 from hasten.inject.calls.call import (
     COMMON,
     Call,
@@ -42,6 +43,7 @@ def run(b: Backbone, a: Arguments) -> Any:
     if _may_pack(b) or not _reads_masks(b, x, seen):
         seen = hiding(seen)
     if default(b, a, "output_hidden_states") or masks is not None or b.watch is not None:
+        settle()
         last, pooled, kept = _dense(b, a, x, positions, types, seen, masks)
     elif seen is not None and seen.shape == x.shape[:2] and _may_pack(b) and _sparse(seen):
         last = _without_padding(b, x, positions, types, seen)
@@ -156,4 +158,5 @@ ENCODER = Call(
     run,
     COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"},
     unfit,
+    ahead=True,
 )

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hasten.errors import RequestError
 from hasten.inject import captured
+from hasten.inject.ahead import settle
 from hasten.inject.calls.call import COMMON, Call, default, give, run_blocks
 from hasten.inject.calls.pool import pool, poolers
 from hasten.inject.patches import PatchesAsProducts
@@ -31,6 +32,7 @@ FLAGS = ("bool_masked_pos", "interpolate_pos_encoding")
 def run(b: Backbone, a: Arguments) -> Any:
     pixels, states = _pixels(b, a), None
     if default(b, a, "output_hidden_states") or a.get("bool_masked_pos") is not None or b.watch is not None:
+        settle()
         last, pooled, states = _see(b, a, pixels)
     else:
 
@@ -116,4 +118,4 @@ def _bias(module: nn.Module, grid: tuple[int, ...], tokens: int, interpolate: bo
     return module(grid, interpolate_pos_encoding=interpolate, dim_size=tokens)
 
 
-IMAGE = Call(run, COMMON | {"pixel_values", *FLAGS, "use_cache"})
+IMAGE = Call(run, COMMON | {"pixel_values", *FLAGS, "use_cache"}, ahead=True)
