@@ -10,12 +10,15 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import repeat
+from operator import contains
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.families.family import Seam
+from hasten.inject.ahead import settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
 from hasten.inject.hf_cache import spelled
@@ -41,6 +44,7 @@ class Backbone:
         self.watch: Watch | None = None  # who looks on during a probe
         self.theirs: Callable[..., Any] = module.forward
         self.signature = inspect.signature(self.theirs)
+        self._spelling = Spelling(self.signature)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
         self.graphs: Graphs | None = None
@@ -64,6 +68,8 @@ class Backbone:
         self.transformer = Transformer(self.tower, self.loan.weights, everywhere)
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
+        self.attentions = frozenset(block.attention for block in self.tower.blocks)
 
         # bound methods, not closures: a deep copy of the model then takes its own backbone along
         self.module.__dict__["_hasten"] = self
@@ -94,16 +100,14 @@ class Backbone:
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
             return self.detour(why, args, kwargs)
+        if not self.call.ahead:
+            settle()
         self.calls += 1
         return self.call.run(self, arguments)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """A call's arguments by name, those that the signature gathers included."""
-        bound = dict(self.signature.bind(*args, **kwargs).arguments)
-        for n, p in self.signature.parameters.items():
-            if p.kind is p.VAR_KEYWORD:
-                bound.update(bound.pop(n, {}))
-        return spelled(bound)
+        return spelled(self._spelling(args, kwargs))
 
     def unfit(self, arguments: Arguments, known: frozenset[str]) -> str | None:
         """Why the model's own forward has to serve this call, or None."""
@@ -115,21 +119,22 @@ class Backbone:
             return "output_attentions"
         if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
             return "forward hooks on submodules"
+        tracked = torch.is_grad_enabled()
         for name, value in arguments.items():
             if name not in known and not (value is None or value is False):
                 return f"{name} was given"
-            if torch.is_grad_enabled() and isinstance(value, Tensor) and value.requires_grad:
+            if tracked and isinstance(value, Tensor) and value.requires_grad:
                 return f"gradients of {name}"
         if not isinstance(arguments.get("output_hidden_states"), bool | None):
             return "output_hidden_states chooses layers"
-        # so transformers 4 records the states of some models; a decoder's step would feel this search
-        if not self.tower.causal and any("forward" in m.__dict__ for m in self._inner):
+        if self._own.any("forward"):  # so transformers 4 records the states of some models
             return "replaced forwards of submodules"
         return None
 
     def detour(self, why: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The model's own forward, on the same weights."""
         assert self.loan is not None
+        settle()
         self.detours[why] += 1
         with self.loan.filled():
             output = self.theirs(*args, **kwargs)
@@ -163,6 +168,42 @@ class Backbone:
         for b, _, _ in dict(self.loan.emptied).values():
             self.loan.refresh(b)
         self._filling.__exit__(None, None, None)
+
+
+class Spelling:
+    """Arguments by name, as a signature binds them, those that it gathers included; ten times as fast as `bind`."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.signature = signature
+        self._gathers = next((n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), None)
+        named = {n: p for n, p in signature.parameters.items() if n != self._gathers}
+        self._positional = tuple(n for n, p in named.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+        self._names = frozenset(n for n, p in named.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        self._needed = frozenset(n for n, p in named.items() if p.default is p.empty)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+        bound = dict(zip(self._positional, args, strict=False), **kwargs)
+        whole = len(bound) == len(args) + len(kwargs) and bound.keys() >= self._needed
+        if whole and (self._gathers is not None or bound.keys() <= self._names):
+            return bound
+        bound = dict(self.signature.bind(*args, **kwargs).arguments)  # raises, or it is a signature of a rarer kind
+        if self._gathers is not None:
+            bound.update(bound.pop(self._gathers, {}))
+        return bound
+
+
+class Attributes:
+    """What modules hold on their instances, looked up in all of them in a few microseconds."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._modules = modules
+        self._held = [m.__dict__ for m in modules]
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._modules,)  # a deep copy of a module has a dict that no copy of its own dict is
+
+    def any(self, name: str) -> bool:
+        return any(map(contains, self._held, repeat(name)))
 
 
 def foreign(hook: Callable[..., Any]) -> bool:

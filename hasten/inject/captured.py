@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from hasten.inject.ahead import settle
 from hasten.ops.table import forced
 from hasten.ops.workspace import Workspace
 
@@ -82,17 +83,31 @@ class Graphs:
         """
         key = (kind, lane, forced(), tuple(map(_shape, inputs)))
         with self._lock:
-            own = self._lanes.setdefault(lane, Lane())
-            known, found = key in self._calls, self._calls.get(key)
-            if known and found is None:
-                found = self._recorded(compute, inputs, own)
-            self._calls[key] = found
-            self._calls.move_to_end(key)
-            self._forget()
+            found = self._calls.get(key)
+            if not isinstance(found, Recording):
+                settle()  # only a replay is safe with any input
+                found = self._new(key, compute, inputs, self._lane(lane))
+            else:
+                self._calls.move_to_end(key)
             if isinstance(found, Recording):
                 return found(inputs)
-            with own.workspace:
+            with self._lane(lane).workspace:
                 return compute(*inputs)
+
+    def _lane(self, lane: Hashable) -> Lane:
+        if lane not in self._lanes:
+            self._lanes[lane] = Lane()
+        return self._lanes[lane]
+
+    def _new(self, key: Hashable, compute: Compute, inputs: Tensors, lane: Lane) -> Recording | str | None:
+        """What is known of a call that is not recorded, once it has been met again."""
+        found = self._calls.get(key)
+        if key in self._calls and found is None:
+            found = self._recorded(compute, inputs, lane)
+        self._calls[key] = found
+        self._calls.move_to_end(key)
+        self._forget()
+        return found
 
     def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane) -> Recording | str:
         """A recording, or why there is none: only the attempt shows whether a model's own code waits for the device."""
@@ -136,34 +151,51 @@ class Graphs:
 def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules: Iterable[nn.Module]) -> Tensors:
     """compute(*inputs), replayed where that can be. `modules` are the model's own that it runs.
 
-    Where their parameters lie is a part of what a recording depends on; the backbone says when the fused weights move.
+    What they are and where their tensors lie is a part of what a recording depends on, and is looked up at every call;
+    the backbone says when the fused weights move. The call's checks are settled when this returns.
     """
-    modules = tuple(modules)
-    lane = None if b.graphs is None else lane_of(inputs, modules)
-    if b.graphs is None or lane is None:
+    lane = None if b.graphs is None else lane_of(inputs)
+    own = None if lane is None else held(modules)
+    if b.graphs is None or own is None:
+        settle()
         return compute(*inputs)
-    where = tuple(p.data_ptr() for m in modules for p in m.parameters())
-    return b.graphs(compute, inputs, (kind, where, tuple(b.transformer.backends.items())), lane)
+    outputs = b.graphs(compute, inputs, (kind, own, tuple(b.transformer.backends.items())), lane)
+    settle()
+    return outputs
 
 
-def lane_of(inputs: Iterable[Tensor | None], modules: Iterable[nn.Module]) -> Hashable:
-    """The stream on which a call with these inputs may be recorded, or None where it has to run as it is.
-
-    modules: those of the model's own that the call runs, which may want gradients.
-    """
+def lane_of(inputs: Iterable[Tensor | None]) -> Hashable:
+    """The stream on which a call with these inputs may be recorded, or None where it has to run as it is."""
     given = [t for t in inputs if t is not None]
     if not all(t.is_cuda for t in given) or torch.cuda.is_current_stream_capturing():
         return None
-    if torch.is_autocast_enabled("cuda") or not all(map(silent, modules)):
-        return None
-    return torch.cuda.current_stream(given[0].device).cuda_stream
+    return None if torch.is_autocast_enabled("cuda") else torch.cuda.current_stream(given[0].device).cuda_stream
 
 
-def silent(module: nn.Module) -> bool:
-    """Whether a replay can stand for a call of a module: nobody looks on, and nobody wants gradients of its weights."""
-    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
-        return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules())
+def held(modules: Iterable[nn.Module]) -> tuple[Hashable, ...] | None:
+    """Every module within these and the addresses of its tensors; None where a replay cannot stand for their calls.
+
+    It can where nobody looks on, and nobody wants gradients of their weights.
+    """
+    tracked, found = torch.is_grad_enabled(), []
+    for m in (inner for outer in modules for inner in within(outer)):
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__:
+            return None
+        found.append(m)  # and not its id, which another module gets when it is gone
+        for t in (*m._parameters.values(), *m._buffers.values()):
+            if t is not None:
+                if tracked and t.requires_grad:
+                    return None
+                found.append(t.data_ptr())
+    return tuple(found)
+
+
+def within(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all below it, as `modules()` gives them but for repeating what is shared; four times as fast."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from within(child)
 
 
 def _shape(t: Tensor | None) -> Hashable:

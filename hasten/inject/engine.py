@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from hasten.errors import ConfigError, RequestError
+from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
 from hasten.inject.options import Options
-from hasten.inject.requests import check_lengths, check_limit, check_tensors, is_prompts
+from hasten.inject.requests import begin_checks, check_lengths, check_limit, check_tensors, is_prompts
 from hasten.inject.requests import sampling as sampling_of
 from hasten.runtime import Event, Generation, Sampling
 
@@ -59,11 +60,10 @@ class InferenceEngine(nn.Module):
         self.live = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own forward, on the fused backbones; token ids are checked first."""
+        """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
         self._check_live()
         first = {"input_ids": args[0]} if args else {}
-        check_tensors({**first, **kwargs}, self.backbones)
-        with self._timed():
+        with self._timed(), checked(begin_checks({**first, **kwargs}, self.backbones)):
             return self.module(*args, **kwargs)
 
     def generate(

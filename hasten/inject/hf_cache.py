@@ -52,7 +52,7 @@ def length(cache: Cache | None) -> int:
 def spelled(arguments: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments with its cache under `CACHE`, however the forward spells it; two of them stay apart."""
     given = [n for n in SPELLINGS if n in arguments]
-    return {CACHE if [n] == given else n: value for n, value in arguments.items()}
+    return arguments if len(given) != 1 else {CACHE if [n] == given else n: v for n, v in arguments.items()}
 
 
 def field(output: type[Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import RequestError
+from hasten.inject.ahead import Check, fetch
 from hasten.inject.backbone import Backbone
 from hasten.runtime import Sampling
 from hasten.spec import Tokens
@@ -36,13 +37,21 @@ def is_prompts(inputs: object) -> bool:
 
 def check_tensors(arguments: Mapping[str, Any], backbones: Iterable[Backbone]) -> None:
     """Raise RequestError for token ids that the embedding cannot look up or the position table cannot place."""
-    sources = [b for b in backbones if isinstance(b.tower.embed, Tokens)]
-    for b in sources:
+    for settle in begin_checks(arguments, backbones):
+        settle()
+
+
+def begin_checks(arguments: Mapping[str, Any], backbones: Iterable[Backbone]) -> Iterator[Check]:
+    """`check_tensors` without waiting for a device: what the host knows raises here, the ids' range when settled."""
+    for b in backbones:
+        e = b.tower.embed
+        if not isinstance(e, Tokens):
+            continue
         names = ("decoder_input_ids",) if b.seam.kind == "seq2seq-decoder" else ("input_ids", "inputs")
         for name in names:
             ids = arguments.get(name)
             if isinstance(ids, Tensor):
-                _check_ids(name, ids, b.tower.embed)  # pyright: ignore[reportArgumentType]
+                yield _begin_ids(name, ids, e)
 
 
 def check_lengths(arguments: Mapping[str, Any]) -> None:
@@ -66,7 +75,7 @@ def check_limit(arguments: Mapping[str, Any], config: Any, limit: int | None, pr
         )
 
 
-def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
+def _begin_ids(name: str, ids: Tensor, e: Tokens) -> Check:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise RequestError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim not in (2, 3) or 0 in ids.shape:  # heads over multiple choices take (batch, choices, tokens)
@@ -76,11 +85,24 @@ def _check_ids(name: str, ids: Tensor, e: Tokens) -> None:
         raise RequestError(
             f"{name} must be (batch, tokens) with at least one of each, got {tuple(ids.shape)}: {what}".rstrip(": ")
         )
-    low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device
-    if low < 0 or high >= e.vocab:
-        bad = low if low < 0 else high
-        where = ", ".join(map(str, (ids == bad).nonzero()[0].tolist()))
-        raise RequestError(f"{name}[{where}] is {bad}; the vocabulary has ids 0 to {e.vocab - 1}")
+    settle = _begin_range(name, ids, e.vocab)
     room = None if e.positions is None else e.positions - e.position_offset
     if room is not None and ids.shape[-1] > room:
+        settle()  # an id without a row is the worse of two errors
         raise RequestError(f"{name} has {ids.shape[-1]} tokens; the model's position table ends at {room}")
+    return settle
+
+
+def _begin_range(name: str, ids: Tensor, vocab: int) -> Check:
+    bounds = torch.empty(2, dtype=ids.dtype, device=ids.device)
+    torch.aminmax(ids, out=(bounds[0], bounds[1]))  # one launch
+    read = fetch(bounds)
+
+    def settle() -> None:
+        low, high = read()
+        if low < 0 or high >= vocab:
+            bad = low if low < 0 else high
+            where = ", ".join(map(str, (ids == bad).nonzero()[0].tolist()))
+            raise RequestError(f"{name}[{where}] is {bad}; the vocabulary has ids 0 to {vocab - 1}")
+
+    return settle

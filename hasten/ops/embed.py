@@ -33,9 +33,19 @@ def embed(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedL
     """Integer ids (...) to (..., width) in the dtype of the token table: scale * token [+ type] [+ position].
 
     positions and types: integers that broadcast to ids, needed where there is a table; without types all are of type 0.
+    On a GPU an id that the table lacks becomes a row of NaN, so that work may be handed over before ids are checked;
+    elsewhere it raises.
     """
-    x = F.embedding(ids, e.tokens)
+    x = _tokens(ids, e.tokens)
     return placed(x if e.scale == 1.0 else x * e.scale, positions, types, e)
+
+
+def _tokens(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of the table. What torch's own kernel does about a missing one ends the process's use of the GPU."""
+    if not ids.is_cuda:
+        return F.embedding(ids, table)
+    near = ids.clamp(0, len(table) - 1)
+    return F.embedding(near, table).masked_fill((near != ids).unsqueeze(-1), float("nan"))
 
 
 def placed(x: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:

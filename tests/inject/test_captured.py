@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hasten.inject import captured
 from hasten.inject.attach import attach
+from hasten.inject.calls import encoder
 from hasten.inject.captured import Compute, Graphs, Tensors
 from hasten.ops import use
 from tests.tiny import TINY, build
 
 
 class Recorder:
-    """Stands in for CUDA: a replay computes into the outputs of the recording, as a graph does."""
+    """Stands in for CUDA: a replay computes into the outputs of the recording, as a graph does, and never raises."""
 
     def __init__(self) -> None:
         self.recorded: list[tuple[Any, Tensors]] = []
@@ -33,7 +34,11 @@ class Recorder:
         def replay() -> None:
             self.replays += 1
             with torch.inference_mode():  # a graph writes memory, whatever the tensors over it think
-                for mine, fresh in zip(outputs, compute(*inputs), strict=True):
+                try:
+                    made = compute(*inputs)
+                except IndexError:
+                    made = (torch.tensor(float("nan")),) * len(outputs)
+                for mine, fresh in zip(outputs, made, strict=True):
                     if mine is not None and fresh is not None:
                         mine.copy_(fresh)
 
@@ -128,6 +133,14 @@ def test_the_least_recently_used_recording_goes_first() -> None:
     assert len(recorder.recorded) == 4
 
 
+def test_a_new_recording_of_a_kind_met_long_ago_is_the_last_to_go() -> None:
+    graphs = Graphs(recorder := Recorder(), limit=1)
+    for size in (1, 2, 2, 1, 1):
+        assert graphs(double, (torch.ones(size), None))[0].tolist() == [2.0] * size  # type: ignore[union-attr]
+    assert graphs.recorded == 1
+    assert len(recorder.recorded) == 2
+
+
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
     def refuse(compute: Compute, inputs: Tensors, pool: Any) -> Any:
         try:
@@ -166,19 +179,33 @@ def test_tensors_made_in_inference_mode_are_fed_to_calls_outside_of_it() -> None
 
 def test_a_module_that_somebody_watches_or_trains_is_called_each_time() -> None:
     head = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    assert not captured.silent(head)
+    assert captured.held([head]) is None
     with torch.no_grad():
-        assert captured.silent(head)
+        assert captured.held([head]) is not None
         handle = head[0].register_forward_hook(lambda *a: None)
-        assert not captured.silent(head)
+        assert captured.held([head]) is None
         handle.remove()
         head[0].forward = lambda input: input
-        assert not captured.silent(head)
-    assert captured.silent(torch.nn.Linear(2, 2).requires_grad_(False))
+        assert captured.held([head]) is None
+    assert captured.held([torch.nn.Linear(2, 2).requires_grad_(False)]) is not None
+
+
+def test_a_module_with_other_tensors_or_in_another_ones_place_is_told_apart() -> None:
+    head = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Tanh()).requires_grad_(False)
+    known = {captured.held([head])}
+    assert captured.held([head]) in known
+    head[0].weight.data = head[0].weight.data.clone()
+    assert captured.held([head]) not in known, "a parameter"
+    known.add(captured.held([head]))
+    head[1].running_mean = torch.ones(2)
+    assert captured.held([head]) not in known, "a buffer"
+    known.add(captured.held([head]))
+    head[2] = torch.nn.ReLU()
+    assert captured.held([head]) not in known, "a module without tensors"
 
 
 def test_calls_on_the_cpu_have_no_stream_to_be_recorded_on() -> None:
-    assert captured.lane_of((torch.ones(2), None), ()) is None
+    assert captured.lane_of((torch.ones(2), None)) is None
 
 
 # ---- through a model
@@ -194,7 +221,7 @@ def recording(
     (b,) = attach(ours)
     b.install(skip_padding=skip_padding)
     b.graphs = Graphs(recorder)
-    monkeypatch.setattr(captured, "lane_of", lambda inputs, modules: 0)
+    monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
     with torch.no_grad():
         yield theirs, ours, recorder
     b.remove()
@@ -272,7 +299,137 @@ def test_a_pooler_of_other_memory_is_another_kind_of_call(monkeypatch: pytest.Mo
         assert recorder.replays == 1
 
 
+def test_a_poolers_module_that_is_swapped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        ids = torch.randint(3, 40, (2, 7))
+        for _ in range(3):
+            ours.base_model(ids)
+        for model in (ours, theirs):
+            model.base_model.pooler.activation = torch.nn.ReLU()
+        for _ in range(3):
+            agree(ours.base_model(ids), theirs.base_model(ids))
+        assert len(recorder.recorded) == 2
+
+
+@pytest.mark.parametrize("watch", ["hook", "pre-hook", "forward", "pooler's hook"])
+def test_who_looks_on_after_a_recording_is_served(watch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        ids, seen = torch.randint(3, 40, (2, 7)), []
+        for _ in range(3):
+            ours.base_model(ids)
+        twin, before = copy.deepcopy(ours), recorder.replays
+        for model in (ours, twin):
+            inner, dense = model.encoder.layer[1].output, model.pooler.dense
+            own = inner.forward
+            match watch:
+                case "hook":
+                    inner.register_forward_hook(lambda *a: seen.append(1))
+                case "pre-hook":
+                    inner.register_forward_pre_hook(lambda *a: seen.append(1))
+                case "forward":
+                    inner.forward = lambda *a, own=own: seen.append(1) or own(*a)
+                case _:
+                    dense.register_forward_hook(lambda *a: seen.append(1))
+            seen.clear()
+            agree(model.base_model(ids), theirs.base_model(ids))
+            assert seen == [1]
+        assert recorder.replays == before
+
+
+# ---- masks
+
+MASKS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "none": lambda m: None,
+    "ones": lambda m: m,
+    "bool": lambda m: m.bool(),
+    "left": lambda m: m.index_fill(1, torch.arange(3), 0),
+    "right": lambda m: m.index_fill(1, torch.arange(15, 18), 0),
+    "a row of padding": lambda m: m.index_fill(0, torch.tensor(1), 0),
+    "longer": lambda m: torch.cat((m, m), 1),
+    "four axes": lambda m: (torch.rand(2, 1, 18, 18) > 0.3).index_fill(3, torch.tensor(0), True),
+    "added": lambda m: torch.randn(2, 1, 18, 18),
+}
+
+
+@pytest.mark.parametrize("name", ["bert-pooled", "roberta", "mpnet", "clip_text_model"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_that_nobody_asked_about_gives_the_same(name: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding itself, which transformers computes as it pleases, is compared with ours alone."""
+    own = MASKS[mask](torch.ones(2, 18, dtype=torch.long))
+    with recording(name, monkeypatch) as (theirs, ours, recorder):
+        ids = torch.randint(3, 40, (2, 18))
+        asked = ours.base_model(ids, attention_mask=own)
+        where = torch.ones(2, 18, dtype=torch.bool) if own is None or own.ndim == 4 else own[:, :18].bool()
+        monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+        for _ in range(3):
+            got = ours.base_model(ids, attention_mask=own)
+            agree(got, asked)
+            if mask != "longer" and own is not None and own.ndim == 2:
+                agree(got, theirs.base_model(ids, attention_mask=own), where)
+        assert recorder.replays == 0 if own is not None and own.ndim == 4 else 2 + (own is None)
+
+
+def test_one_recording_serves_every_padding_where_the_kernel_reads_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+    monkeypatch.setattr(encoder, "hiding", lambda mask: pytest.fail("the device was asked"))
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, recorder):
+        for first in (0, 3, 0, 5):
+            ids, mask = torch.randint(3, 40, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+            mask[1, :first] = 0
+            x, y = (m.base_model(ids, attention_mask=mask) for m in (ours, theirs))
+            agree(x, y, mask.bool())
+        assert (len(recorder.recorded), recorder.replays) == (1, 3)
+
+
+def test_the_device_is_asked_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch, skip_padding=True) as (_, ours, _):
+        b, ids, mask = ours._hasten, torch.zeros(2, 9).long(), torch.ones(2, 9)
+        assert not encoder._reads_masks(b, ids, mask), "torch's kernels for the CPU"
+        monkeypatch.setattr(encoder, "_same_kernel", lambda *a: True)
+        assert encoder._reads_masks(b, ids, mask)
+        assert not encoder._reads_masks(b, ids, None)
+        assert not encoder._reads_masks(b, ids, mask.to("meta")), "ones elsewhere are no mask, others an error"
+        with use("reference"):
+            assert not encoder._reads_masks(b, ids, mask)
+        b.transformer.backends[1] = "reference"
+        assert not encoder._reads_masks(b, ids, mask), "a block fell back"
+        del b.transformer.backends[1]
+        asked: list[int] = []
+        monkeypatch.setattr(encoder, "hiding", lambda mask: asked.append(1))
+        ours.base_model(ids + 3, attention_mask=mask)
+        assert asked, "padding that is to be left out is looked for"
+
+
 # ---- CUDA
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["bert-pooled", "roberta", "mpnet"])
+@pytest.mark.parametrize("mask", ["ones", "left", "right", "a row of padding"])
+def test_not_asking_about_a_mask_changes_no_bit(name: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hasten
+
+    engine: Any = hasten.init_inference(build(TINY[name]).to("cuda", torch.float16))
+    ids, own = torch.randint(3, 64, (2, 18), device="cuda"), MASKS[mask](torch.ones(2, 18, dtype=torch.long))
+    assert own is not None
+    own = own.cuda()
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(encoder, "_same_kernel", lambda *a: False)
+            want = engine(ids, attention_mask=own)[0]
+        monkeypatch.setattr(encoder, "hiding", lambda mask: pytest.fail("the device was asked"))
+        for _ in range(4):
+            assert torch.equal(engine(ids, attention_mask=own)[0], want)
+
+
+@pytest.mark.gpu
+def test_our_kernel_reads_masks_up_to_512_keys() -> None:
+    plain, biased = (frozenset(x.attention for x in attach(build(TINY[n]))[0].tower.blocks) for n in ("bert", "mpnet"))
+    where = torch.device("cuda", 0)
+    for tokens, of_plain, of_biased in ((9, False, False), (16, True, True), (512, True, True), (513, False, True)):
+        assert encoder._same_kernel(plain, tokens, torch.float16, where) == of_plain
+        assert encoder._same_kernel(biased, tokens, torch.float16, where) == of_biased
+        assert not encoder._same_kernel(plain, tokens, torch.float32, where)
 
 
 @pytest.mark.gpu

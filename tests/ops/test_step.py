@@ -64,6 +64,15 @@ def test_what_no_table_has_is_not_a_number(
     assert x.isnan().all(-1).tolist() == x.isnan().any(-1).tolist() == unknown
 
 
+@pytest.mark.gpu
+def test_the_reference_too_leaves_the_gpu_alive() -> None:
+    table, ids = torch.randn(41, 8, device="cuda").half(), torch.tensor([[3, -1], [41, 40]], device="cuda")
+    with use("reference"):
+        x = embed(ids, None, None, EmbedLayer(Tokens(41, 8), table))
+    assert x.isnan().all(-1).tolist() == x.isnan().any(-1).tolist() == [[False, True], [True, False]]
+    assert torch.equal(x[ids.eq(3)], table[[3]])
+
+
 def test_embedding_leaves_types_of_another_dtype_to_the_reference() -> None:
     e = EmbedLayer(Tokens(5, 8, types=2), torch.zeros(5, 8).half(), None, torch.zeros(2, 8))
     with use("triton"), pytest.raises(ConfigError, match="embed has no triton implementation"):

@@ -26,13 +26,14 @@ class Call:
     """`run` serves arguments whose names are all in `knows`, unless `unfit` says why not.
 
     Any other call goes to the model's own forward; `hidden` finds the last hidden state (batch, tokens, width) in what
-    that gives.
+    that gives. ahead: `run` may begin before the call's checks are settled, and settles them itself.
     """
 
     run: Callable[[Backbone, Arguments], Any]
     knows: frozenset[str]
     unfit: Callable[[Arguments], str | None] = lambda a: None
     hidden: Callable[[Backbone, Any], Tensor] = lambda b, output: output[0]
+    ahead: bool = False
 
 
 def inputs(a: Arguments) -> Tensor:
@@ -74,7 +75,7 @@ def packed(a: Arguments) -> bool:
 
 
 def split_mask(mask: Any, past: int, tokens: int) -> tuple[Tensor | None, dict[bool, Tensor | None] | None]:
-    """A caller's attention_mask as (what is no padding, (batch, past + tokens)) and ready masks by window or not."""
+    """A caller's attention_mask as (its rows (batch, past + tokens), 0 at padding) and ready masks by window."""
     if mask is None:
         return None, None
     if isinstance(mask, dict):
@@ -89,8 +90,15 @@ def split_mask(mask: Any, past: int, tokens: int) -> tuple[Tensor | None, dict[b
         raise RequestError(
             f"attention_mask covers {mask.shape[1]} tokens; there are {past} cached and {tokens} new ones"
         )
+    return mask, None
+
+
+def hiding(mask: Tensor | None) -> Tensor | None:
+    """The mask as bool, or None where it hides nothing: attention has faster kernels then, and the device is asked."""
+    if mask is None:
+        return None
     seen = mask.bool()
-    return (None if bool(seen.all()) else seen), None
+    return None if bool(seen.all()) else seen
 
 
 def run_blocks(b: Backbone, x: Tensor, ctx: Dense, states: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:

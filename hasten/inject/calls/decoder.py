@@ -15,6 +15,7 @@ from hasten.inject.calls.call import (
     count_positions,
     default,
     give,
+    hiding,
     inputs,
     packed,
     run_blocks,
@@ -42,7 +43,8 @@ def run(b: Backbone, a: Arguments) -> Any:
     if cache is None and default(b, a, "use_cache"):
         cache = DynamicCache(config=b.config)
     past, tokens = length(cache), x.shape[1]
-    seen, masks = split_mask(a.get("attention_mask"), past, tokens)
+    mask, masks = split_mask(a.get("attention_mask"), past, tokens)
+    seen = hiding(mask)
     if masks is not None and b.seam.windows == "beside masks":
         masks = {False: masks[False]}
     positions = a.get("position_ids")

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from hasten import ops
 from hasten.inject import captured
-from hasten.inject.calls.call import COMMON, Call, count_positions, default, give, inputs, run_blocks, split_mask
+from hasten.inject.ahead import settle
+from hasten.inject.calls.call import (
+    COMMON,
+    Call,
+    count_positions,
+    default,
+    give,
+    hiding,
+    inputs,
+    run_blocks,
+    split_mask,
+)
 from hasten.inject.calls.pool import pool, poolers
 from hasten.model import Dense
 from hasten.model.packed import Packed, packable, packing
-from hasten.spec import Tokens
+from hasten.ops.table import forced
+from hasten.spec import Attention, Rope, Tokens
 
 if TYPE_CHECKING:
     from hasten.inject.backbone import Arguments, Backbone
@@ -24,8 +39,11 @@ STEP = 64  # rows: packed batches of about the same size share a recording
 def run(b: Backbone, a: Arguments) -> Any:
     x, types = inputs(a), a.get("token_type_ids")
     seen, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
-    positions, kept = _given_positions(b, a), None
+    positions, kept = a.get("position_ids"), None
+    if _may_pack(b) or not _reads_masks(b, x, seen):
+        seen = hiding(seen)
     if default(b, a, "output_hidden_states") or masks is not None or b.watch is not None:
+        settle()
         last, pooled, kept = _dense(b, a, x, positions, types, seen, masks)
     elif seen is not None and seen.shape == x.shape[:2] and _may_pack(b) and _sparse(seen):
         last = _without_padding(b, x, positions, types, seen)
@@ -60,12 +78,41 @@ def _sparse(seen: Tensor) -> bool:
     return int(seen.sum()) < CROWDED * seen.numel()
 
 
-def _given_positions(b: Backbone, a: Arguments) -> Tensor | None:
-    positions, e = a.get("position_ids"), b.tower.embed
+def _reads_masks(b: Backbone, x: Tensor, mask: Tensor | None) -> bool:
+    """Whether attention over x (batch, tokens, ...) takes a padding mask as it is, for next to nothing.
+
+    Then nobody waits for the device to say whether it hides anything. A mask of ones leaves our kernel's numbers as
+    they are, bit for bit; torch's are other kernels with a mask, so for those it pays to know.
+    """
+    if mask is None or mask.device != x.device or b.transformer.backends:
+        return False
+    if forced() is not None:
+        return forced() == "triton"
+    dtype = x.dtype if x.is_floating_point() else b.transformer.weights["tokens"].dtype
+    return _same_kernel(b.attentions, x.shape[1], dtype, x.device)
+
+
+@lru_cache(captured.KNOWN)
+def _same_kernel(attentions: frozenset[Attention], tokens: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernel is the free choice for all of these, with a mask and without."""
+
+    def served(a: Attention) -> bool:
+        q, kv = (torch.empty(1, tokens, n, a.head_dim, dtype=dtype, device=device) for n in (a.heads, a.kv_heads))
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        bias = None if isinstance(a.position, Rope | None) else mask.float()
+        rows = (row for seen in (None, mask) for row in ops.attend.explain(q, kv, kv, a, seen, bias, None))
+        return all(backend == "triton" for backend, why in rows if why == "chosen")
+
+    return all(map(served, attentions))
+
+
+def _positions(b: Backbone, x: Tensor, given: Tensor | None, seen: Tensor | None) -> Tensor:
+    """Each token's position, (batch or 1, tokens)."""
+    e = b.tower.embed
     assert isinstance(e, Tokens)
-    if positions is not None and e.counted == "ids":  # RoBERTa's callers name rows of the table, offset included
-        return positions - e.position_offset
-    return positions
+    if given is None:
+        return count_positions(e, x, seen, 0)
+    return given - e.position_offset if e.counted == "ids" else given  # RoBERTa's callers name rows of the table
 
 
 def _dense(
@@ -78,8 +125,8 @@ def _dense(
     masks: dict[bool, Tensor | None] | None,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
     """Last hidden state, what is pooled of it, and all hidden states if they are asked for."""
-    if positions is None:
-        positions = count_positions(b.tower.embed, x, seen, 0)  # pyright: ignore[reportArgumentType]
+    seen = None if seen is None else seen.bool()
+    positions = _positions(b, x, positions, seen)
     ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
     h = b.transformer.embed(x, positions, types)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
@@ -88,8 +135,7 @@ def _dense(
 
 def _without_padding(b: Backbone, x: Tensor, positions: Tensor | None, types: Tensor | None, seen: Tensor) -> Tensor:
     """The last hidden state (batch, tokens, width) of real tokens, zeros where there is padding."""
-    if positions is None:
-        positions = count_positions(b.tower.embed, x, seen, 0)  # pyright: ignore[reportArgumentType]
+    positions = _positions(b, x, positions, seen)
     rows = packing(seen, STEP if seen.is_cuda else 1)
     shape = seen.shape
 
@@ -109,5 +155,8 @@ def unfit(a: Arguments) -> str | None:
 
 
 ENCODER = Call(
-    run, COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"}, unfit
+    run,
+    COMMON | {"input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "use_cache"},
+    unfit,
+    ahead=True,
 )

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hasten.errors import RequestError
 from hasten.inject import captured
+from hasten.inject.ahead import settle
 from hasten.inject.calls.call import COMMON, Call, default, give, run_blocks
 from hasten.inject.calls.pool import pool, poolers
 from hasten.inject.patches import PatchesAsProducts
@@ -31,6 +32,7 @@ FLAGS = ("bool_masked_pos", "interpolate_pos_encoding")
 def run(b: Backbone, a: Arguments) -> Any:
     pixels, states = _pixels(b, a), None
     if default(b, a, "output_hidden_states") or a.get("bool_masked_pos") is not None or b.watch is not None:
+        settle()
         last, pooled, states = _see(b, a, pixels)
     else:
 
@@ -58,9 +60,20 @@ def _see(b: Backbone, a: Arguments, pixels: Tensor) -> tuple[Tensor, Tensor | No
 
 def _own(b: Backbone) -> list[nn.Module]:
     """The model's own modules that a call runs."""
-    there = dict(b.module.named_modules())
-    names = {n.format(i=i) for n in b.seam.biases for i in range(len(b.tower.blocks))}
-    return [*poolers(b), *(there[n] for n in (*b.seam.stem, *sorted(names)) if n in there)]
+    stems = [b.module.get_submodule(name) for name in b.seam.stem]
+    biased = [m for i in range(len(b.tower.blocks) if b.seam.biases else 0) for m in _biased(b, i)]
+    return [*poolers(b), *stems, *biased]
+
+
+def _biased(b: Backbone, i: int) -> list[nn.Module]:
+    """The model's own modules that make the biases of block i."""
+    return [m for n in b.seam.biases if (m := _below(b.module, n.format(i=i))) is not None]
+
+
+def _below(module: nn.Module | None, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        module = None if module is None else module._modules.get(part)
+    return module
 
 
 def _pixels(b: Backbone, a: Arguments) -> Tensor:
@@ -70,7 +83,8 @@ def _pixels(b: Backbone, a: Arguments) -> Tensor:
     if pixels.ndim != 4 or not pixels.is_floating_point():
         shape = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise RequestError(f"pixel_values must be floating point (batch, channels, height, width), got {shape}")
-    return pixels.to(next(b.module.parameters()).dtype)
+    first = next(p for m in captured.within(b.module) for p in m._parameters.values() if p is not None)
+    return pixels.to(first.dtype)
 
 
 def _stem(b: Backbone, pixels: Tensor, a: Arguments) -> Tensor:
@@ -91,12 +105,10 @@ def _biases(b: Backbone, pixels: Tensor, tokens: int, interpolate: bool) -> Call
     if not b.seam.biases:
         return None
     assert isinstance(b.tower.embed, Patches)
-    there = dict(b.module.named_modules())
     grid = tuple(n // p for n, p in zip(pixels.shape[2:], b.tower.embed.patch, strict=True))
 
     def bias(i: int) -> Tensor | None:
-        found = [m for n in b.seam.biases if (m := there.get(n.format(i=i))) is not None]
-        each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in found]
+        each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in _biased(b, i)]
         return torch.stack(each).sum(0).float() if each else None
 
     return bias
@@ -106,4 +118,4 @@ def _bias(module: nn.Module, grid: tuple[int, ...], tokens: int, interpolate: bo
     return module(grid, interpolate_pos_encoding=interpolate, dim_size=tokens)
 
 
-IMAGE = Call(run, COMMON | {"pixel_values", *FLAGS, "use_cache"})
+IMAGE = Call(run, COMMON | {"pixel_values", *FLAGS, "use_cache"}, ahead=True)

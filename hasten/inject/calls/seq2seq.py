@@ -14,6 +14,7 @@ from hasten.inject.calls.call import (
     count_positions,
     default,
     give,
+    hiding,
     inputs,
     packed,
     run_blocks,
@@ -32,7 +33,8 @@ KEPT = field(BaseModelOutputWithPastAndCrossAttentions)
 def encode(b: Backbone, a: Arguments) -> Any:
     e, x = b.tower.embed, inputs(a)
     assert isinstance(e, Tokens)
-    seen, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
+    mask, masks = split_mask(a.get("attention_mask"), 0, x.shape[1])
+    seen = hiding(mask)
     positions = count_positions(e, x, seen, 0)
     ctx = Dense(positions, seen=seen, masks=masks, buckets=b.transformer.buckets)
     last, states = run_blocks(b, b.transformer.embed(x, positions), ctx, bool(default(b, a, "output_hidden_states")))
@@ -54,11 +56,11 @@ def decode(b: Backbone, a: Arguments) -> Any:
     if cache is None and default(b, a, "use_cache"):
         cache = EncoderDecoderCache(DynamicCache(config=b.config), DynamicCache(config=b.config))
     past, tokens = length(cache), x.shape[1]
-    seen, masks = split_mask(a.get("attention_mask"), past, tokens)
+    mask, masks = split_mask(a.get("attention_mask"), past, tokens)
+    seen = hiding(mask)
     positions = a.get("position_ids")
     if positions is None:
         positions = count_positions(e, x, seen, past)
-    memory_mask = a.get("encoder_attention_mask")
     ctx = Dense(
         positions,
         past=past,
@@ -66,7 +68,7 @@ def decode(b: Backbone, a: Arguments) -> Any:
         masks=masks,
         store=None if cache is None else HfStore(cache, past, tokens, x.device),
         memory=a["encoder_hidden_states"],
-        memory_seen=None if memory_mask is None or bool(memory_mask.all()) else memory_mask.bool(),
+        memory_seen=hiding(a.get("encoder_attention_mask")),
         buckets=b.transformer.buckets,
     )
     h = b.transformer.embed(x, positions)

@@ -1,0 +1,247 @@
+"""Token ids are checked behind the replay of a recorded call, and before any other work."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import hasten
+from hasten.errors import RequestError
+from hasten.inject import ahead, captured, requests
+from hasten.inject.calls.decoder import KEPT
+from hasten.inject.captured import Graphs
+from tests.inject.test_captured import Recorder, agree
+from tests.tiny import TINY, build
+
+BAD = torch.tensor([[5, 6, 67], [4, 3, 2]])
+SAYS = r"input_ids\[0, 2\] is 67; the vocabulary has ids 0 to 66"
+
+
+@contextmanager
+def serving(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any, Recorder]]:
+    """A tiny model, an engine of its twin, and the recorder of that, for which CPU tensors pass for CUDA's."""
+    theirs = build(TINY[name])
+    engine, recorder = hasten.init_inference(copy.deepcopy(theirs)), Recorder()
+    engine.backbones[0].graphs = Graphs(recorder)
+    monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
+    with torch.no_grad():
+        yield theirs, engine, recorder
+
+
+def test_a_replay_begins_before_its_ids_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving("bert-pooled", monkeypatch) as (_, engine, recorder):
+        replayed: list[int] = []
+        monkeypatch.setattr(requests, "fetch", lambda x: lambda: replayed.append(recorder.replays) or x.tolist())
+        for _ in range(4):
+            engine(torch.randint(3, 40, (2, 3)))
+        assert replayed == [0, 0, 2, 3], "a first call and a recording wait"
+
+
+def test_ids_without_a_row_raise_behind_a_replay_and_harm_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving("bert-pooled", monkeypatch) as (theirs, engine, recorder):
+        seen: list[Any] = []
+        engine.module.register_forward_hook(lambda *a: seen.append(a[-1]))
+        for _ in range(2):
+            engine(BAD % 60)
+        for bad in (BAD, -BAD):
+            before = len(seen), recorder.replays
+            with pytest.raises(RequestError, match=SAYS if bad is BAD else r"input_ids\[0, 2\] is -67"):
+                engine(bad)
+            assert (len(seen), recorder.replays) == (before[0], before[1] + 1), "replayed, and seen by nobody"
+            agree(engine(BAD % 60), theirs(BAD % 60))
+        assert len(recorder.recorded) == 1
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_ids_without_a_row_raise_before_anything_that_is_no_replay(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving("bert-pooled", monkeypatch) as (theirs, engine, recorder):
+        (b,) = engine.backbones
+        for _ in range(times):
+            engine(BAD % 60)
+        monkeypatch.setattr(b.transformer, "embed", lambda *a: pytest.fail("it ran"))
+        monkeypatch.setattr(b, "theirs", lambda *a, **k: pytest.fail("the model's own ran"))
+        for how in ({}, {"output_hidden_states": True}, {"output_attentions": True}):
+            with pytest.raises(RequestError, match=SAYS) as caught:
+                engine(BAD, **how)
+            assert caught.value.__context__ is None
+        monkeypatch.undo()
+        monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
+        for _ in range(3):
+            agree(engine(BAD % 60), theirs(BAD % 60))
+
+
+def test_ids_without_a_row_leave_a_cache_as_it_was() -> None:
+    engine, cache = hasten.init_inference(build(TINY["llama"])), DynamicCache()
+    with torch.no_grad():
+        engine(torch.tensor([[5, 6]]), **{KEPT: cache})
+        with pytest.raises(RequestError, match=r"\[0, 1\] is 67") as caught:
+            engine(torch.tensor([[5, 67]]), **{KEPT: cache})
+    assert caught.value.__context__ is None, "it ran"
+    assert cache.get_seq_length() == 2
+
+
+def test_ids_are_checked_where_no_backbone_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = hasten.init_inference(build(TINY["bert-pooled"]))
+    monkeypatch.setattr(engine.module, "forward", lambda input_ids: input_ids)
+    with pytest.raises(RequestError, match=SAYS):
+        engine(BAD)
+
+
+def test_an_error_that_wrong_ids_cause_is_told_as_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = hasten.init_inference(build(TINY["bert-pooled"]))
+
+    def fail(input_ids: Tensor) -> None:
+        raise IndexError("something about ids")
+
+    monkeypatch.setattr(engine.module, "forward", fail)
+    with pytest.raises(RequestError, match=SAYS):
+        engine(BAD)
+    with pytest.raises(IndexError, match="something about ids"):
+        engine(BAD % 60)
+
+
+def test_of_two_errors_the_first_is_told() -> None:
+    def checks() -> Iterator[ahead.Check]:
+        yield lambda: (_ for _ in ()).throw(RequestError("an id"))
+        raise RequestError("a shape")
+
+    with pytest.raises(RequestError, match="an id"), ahead.checked(checks()):
+        pytest.fail("it ran")
+    engine = hasten.init_inference(build(TINY["gpt2"]))
+    with pytest.raises(RequestError, match="is 67"):
+        engine(torch.full((1, 65), 67))
+
+
+def test_checks_belong_to_one_call() -> None:
+    settled: list[str] = []
+    with ahead.checked([lambda: settled.append("outer")]):
+        with ahead.checked([lambda: settled.append("inner")]):
+            ahead.settle()
+            ahead.settle()
+        assert settled == ["inner"]
+    ahead.settle()
+    assert settled == ["inner", "outer"]
+
+
+def test_threads_settle_their_own_checks_and_get_their_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving("bert-pooled", monkeypatch) as (theirs, engine, _):
+        good = [torch.randint(3, 40, (2, 3)) for _ in range(8)]
+        for ids in good[:2]:
+            engine(ids)
+        wrong: list[str] = []
+
+        def serve(number: int) -> None:
+            with torch.no_grad():
+                for ids in good[number::2] * 4:
+                    try:
+                        agree(engine(ids), theirs(ids))
+                        if number:
+                            with pytest.raises(RequestError, match=SAYS):
+                                engine(BAD)
+                    except BaseException as error:
+                        wrong.append(repr(error))
+
+        threads = [threading.Thread(target=serve, args=(n,)) for n in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert not wrong
+
+
+# ---- CUDA
+
+
+@pytest.fixture
+def on_gpu() -> Any:
+    """An engine of a tiny BERT on the GPU, and what its twin on the CPU says about ids."""
+    return hasten.init_inference(build(TINY["bert-pooled"]).to("cuda", torch.float16))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_ids_without_a_row_do_no_harm_to_the_device(backend: str | None) -> None:
+    engine: Any = hasten.init_inference(build(TINY["bert-pooled"]).to("cuda", torch.float16), backend=backend)
+    good, bad = (BAD % 60).cuda(), BAD.cuda()
+    with torch.no_grad():
+        for _ in range(2):
+            with pytest.raises(RequestError, match=SAYS):
+                engine(bad)
+        want = engine(good).last_hidden_state
+        for _ in range(3):
+            with pytest.raises(RequestError, match=SAYS):
+                engine(bad)
+            with pytest.raises(RequestError, match=r"\[0, 2\] is -67"):
+                engine(-bad)
+            assert torch.equal(engine(good).last_hidden_state, want)
+    torch.cuda.synchronize()
+    assert engine.backbones[0].graphs.recorded == 1
+
+
+@pytest.mark.gpu
+def test_a_replayed_call_waits_for_nothing_but_its_check(on_gpu: Any) -> None:
+    ids = torch.randint(3, 40, (2, 18), device="cuda")
+    more = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    with torch.no_grad():
+        for _ in range(3):
+            want = on_gpu(ids, **more).last_hidden_state
+        torch.cuda.set_sync_debug_mode("error")  # reading a tensor of the device is an error
+        try:
+            got = on_gpu(ids, **more).last_hidden_state
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(got, want)
+        replayed, event = captured.Recording.__call__, torch.cuda.Event()
+
+        def slowly(self: captured.Recording, inputs: Any) -> Any:
+            outputs = replayed(self, inputs)
+            torch.cuda._sleep(2_000_000_000)  # a second
+            event.record()
+            return outputs
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(captured.Recording, "__call__", slowly)
+            on_gpu(ids, **more)
+            assert not event.query(), "it waited for the replay"
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_calls_on_several_streams_check_and_answer_for_themselves(on_gpu: Any) -> None:
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    ids = [torch.randint(3, 40, (2, 18), device="cuda") for _ in range(6)]
+    bad = ids[0].index_fill(1, torch.tensor(17, device="cuda"), 67)
+    with torch.no_grad():
+        graphs, on_gpu.backbones[0].graphs = on_gpu.backbones[0].graphs, None
+        want = [on_gpu(x).last_hidden_state for x in ids]
+        on_gpu.backbones[0].graphs = graphs
+        torch.cuda.synchronize()
+        wrong: list[str] = []
+
+        def serve(stream: torch.cuda.Stream) -> None:
+            try:
+                with torch.no_grad(), torch.cuda.stream(stream):
+                    for _ in range(5):
+                        for x, y in zip(ids, want, strict=True):
+                            assert torch.equal(on_gpu(x).last_hidden_state, y)
+                        with pytest.raises(RequestError, match=r"is 67; the vocabulary"):
+                            on_gpu(bad)
+            except BaseException as error:
+                wrong.append(repr(error))
+
+        threads = [threading.Thread(target=serve, args=(s,)) for s in streams]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    torch.cuda.synchronize()
+    assert not wrong
+    assert graphs.recorded == 2
