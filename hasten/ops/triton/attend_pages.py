@@ -8,6 +8,7 @@ answers together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import attend_pages
-from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.arrange import dense, on, power_of_2, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.tiles import absorb, answer, gather, leave, operands, places, sequence_of
 from hasten.ops.workspace import counters
@@ -154,9 +155,10 @@ class AttendLaunch:
 
 def smallest_tile(a: Attention) -> tuple[int, int]:
     """(rows, head_dim) of the tile that one new token needs, in powers of two that matrix instructions take."""
-    return max(triton.next_power_of_2(a.heads // a.kv_heads), 16), max(triton.next_power_of_2(a.head_dim), 16)
+    return max(power_of_2(a.heads // a.kv_heads), 16), max(power_of_2(a.head_dim), 16)
 
 
+@lru_cache(1024)
 def attend_launch(
     tokens: int, sequences: int, capacity: int, a: Attention, wide: bool, processors: int
 ) -> AttendLaunch:
@@ -232,7 +234,7 @@ def _(
     partial, peaks, totals = (
         q.new_empty(cells * shape.rows * width, dtype=torch.float32) for width in (a.head_dim, 1, 1)
     )
-    with torch.cuda.device_of(q):
+    with on(q):
         attend_tile[(tiles * a.kv_heads, shape.splits)](
             q,
             keys,

@@ -8,6 +8,7 @@ leaves its sums in float32; `sums.py` adds them up, in one order whatever happen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve, gated_curve
-from hasten.ops.triton.arrange import interpreted
+from hasten.ops.triton.arrange import cdiv, interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
 FEW = 512  # rows up to which weights are sent for early: more rows wait for arithmetic
@@ -139,6 +140,7 @@ class GemmLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, processors: int) -> GemmLaunch:
     """Tiles of 128 x 128 where every processor gets one; else smaller ones, and split sums if allowed.
 
@@ -172,10 +174,10 @@ def multiply(
     """
     rows, depth = x.shape
     columns = m.weight.shape[0] // 2 if gated else m.weight.shape[0]
-    tiles = triton.cdiv(rows, shape.rows) * triton.cdiv(columns, shape.columns)
+    tiles = cdiv(rows, shape.rows) * cdiv(columns, shape.columns)
     dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
     ahead = rows <= FEW and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
-    with torch.cuda.device_of(x):
+    with on(x):
         gemm_tile[(tiles, shape.splits)](
             x,
             m.weight,

@@ -8,6 +8,7 @@ is finished: biased, activated, gated, added to the residual. Half of its column
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve, gated_curve
-from hasten.ops.triton.arrange import interpreted
+from hasten.ops.triton.arrange import interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
 
@@ -104,6 +105,7 @@ class WideLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def wide_launch(rows: int, columns: int, gated: bool, processors: int) -> WideLaunch | None:
     """Tiles of 128 x 256, which read least for what they compute; None where they would leave processors idle."""
     across = 128 if gated else 256
@@ -136,7 +138,7 @@ def multiply_wide(
         return None if t is None else TensorDescriptor.from_tensor(t, block)
 
     dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
-    with torch.cuda.device_of(x):
+    with on(x):
         gemm_tiles[(shape.programs,)](
             described_as(x, [shape.rows, shape.depth]),
             described_as(m.weight, [shape.columns, shape.depth]),

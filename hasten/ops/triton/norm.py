@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.norm import NormLayer, norm
-from hasten.ops.triton.arrange import rows, served
+from hasten.ops.triton.arrange import cdiv, on, power_of_2, rows, served
 from hasten.ops.triton.launch import dependent, go, wait
 
 WIDEST = 16384  # 16 values in each of 1,024 threads; twice as many spill in float32
@@ -79,9 +79,10 @@ class NormLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def norm_launch(width: int) -> NormLaunch:
     """At least 2,048 elements a program and 16 a thread: two 16-byte loads in flight for 16-bit numbers."""
-    block = triton.next_power_of_2(width)
+    block = power_of_2(width)
     count = max(1, 2048 // block)
     return NormLaunch(rows=count, block=block, warps=min(count * block // 512, 32))
 
@@ -103,8 +104,8 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
     weight, bias = (None if t is None else t.contiguous().view(-1, width) for t in (n.weight, n.bias))
     strides = [width if t is not None and len(t) == inner > 1 else 0 for t in (weight, bias)]
     shape = norm_launch(width)
-    with torch.cuda.device_of(x):
-        norm_rows[(triton.cdiv(outer * inner, shape.rows),)](
+    with on(x):
+        norm_rows[(cdiv(outer * inner, shape.rows),)](
             three,
             weight,
             bias if s.kind == "layer" else None,
