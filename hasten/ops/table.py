@@ -66,7 +66,7 @@ class Op:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if _forced.get() is None:  # what `choose` does, said again: a token passes here a hundred times
-            for i in self.serving.get("cpu" if x.is_cpu else x.device.type, ()):
+            for i in self.serving.get("cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type, ()):
                 if i.accepts(x, *args, **kwargs):
                     return i.run(x, *args, **kwargs)
             return self.reference(x, *args, **kwargs)

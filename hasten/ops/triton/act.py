@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.act import act, gated
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.curves import gelu, sigmoid, tanh
 from hasten.ops.triton.launch import dependent, go, wait
 
@@ -73,9 +73,10 @@ class ActLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def act_launch(width: int) -> ActLaunch:
     """Eight elements a thread: one 16-byte load for 16-bit numbers, two for float32."""
-    block = min(max(triton.next_power_of_2(width), 128), 1024)
+    block = min(max(power_of_2(width), 128), 1024)
     return ActLaunch(block=block, warps=max(block // 256, 1))
 
 
@@ -85,8 +86,8 @@ def _run(x: Tensor, kind: str, width: int) -> Tensor:
         return out
     flat = dense(x).flatten(0, -2) if x.dim() > 1 else dense(x).unsqueeze(0)
     shape = act_launch(width)
-    with torch.cuda.device_of(x):
-        activate[(len(flat) * triton.cdiv(width, shape.block),)](
+    with on(x):
+        activate[(len(flat) * cdiv(width, shape.block),)](
             flat,
             out,
             width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.advance import advance
-from hasten.ops.triton.arrange import dense
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.workspace import counters
 
@@ -89,10 +90,11 @@ class AdvanceLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def advance_launch(rows: int) -> AdvanceLaunch:
     """One program, a row a thread, as long as that fits."""
-    block = min(max(triton.next_power_of_2(rows), 32), 1024)
-    return AdvanceLaunch(block=block, programs=triton.cdiv(rows, block), warps=block // 32)
+    block = min(max(power_of_2(rows), 32), 1024)
+    return AdvanceLaunch(block=block, programs=cdiv(rows, block), warps=block // 32)
 
 
 def _accepts(
@@ -124,7 +126,7 @@ def _(
 ) -> None:
     rows, tables = len(tokens), dense(tables)
     shape = advance_launch(max(rows, 1))
-    with torch.cuda.device_of(tokens):
+    with on(tokens):
         advance_rows[(shape.programs,)](
             tokens.contiguous(),
             ids,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,9 +15,21 @@ H100_PROCESSORS = 132
 
 def served(*tensors: Tensor | None) -> bool:
     """Whether all of them are of a dtype that the kernels take, and none wants a gradient, which they do not give."""
-    present = [t for t in tensors if t is not None]
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in present)
-    return not tracked and all(t.dtype in FLOATS for t in present)
+    recorded = torch.is_grad_enabled()
+    for t in tensors:  # noqa: SIM110 - every launch comes by here, and a generator takes twice as long
+        if t is not None and (t.dtype not in FLOATS or (recorded and t.requires_grad)):
+            return False
+    return True
+
+
+def cdiv(n: int, size: int) -> int:
+    """Pieces of `size` that cover n. Triton's own, which kernels can call too, takes microseconds on the host."""
+    return -(-n // size)
+
+
+def power_of_2(n: int) -> int:
+    """The least that is not below n, for n of 1 or more; 0 for 0, as Triton's has it."""
+    return 1 << (n - 1).bit_length() if n > 0 else 0
 
 
 def rows(x: Tensor) -> Tensor:
@@ -31,6 +45,7 @@ def dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+@cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors; interpreted kernels are launched as on an H100, so that they prove its shapes."""
     if device.type != "cuda":
@@ -38,6 +53,20 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+ALREADY_THERE = nullcontext()
+
+
+def on(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, x's device is the current one, as it always is where there is no other."""
+    return torch.cuda.device_of(x) if _devices() > 1 else ALREADY_THERE
+
+
+@cache
+def _devices() -> int:
+    return torch.cuda.device_count()

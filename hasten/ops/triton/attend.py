@@ -8,6 +8,7 @@ product before it still runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hasten.ops.attention import attend
 from hasten.ops.packed import attend_packed
-from hasten.ops.triton.arrange import dense, interpreted, processors, served
+from hasten.ops.triton.arrange import cdiv, dense, interpreted, on, power_of_2, processors, served
 from hasten.ops.triton.curves import tanh
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.tiles import sequence_of
@@ -164,15 +165,16 @@ class RowsLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def rows_launch(queries: int, tokens: int, heads: int, head_dim: int, wide: bool, processors: int) -> RowsLaunch:
     """Tiles as high as a sequence, up to 128; of 64 where that leaves processors idle, and then with more keys a step.
 
     queries: of one sequence, or on average. tokens: of all sequences. wide: float32 operands.
     """
-    dim = max(triton.next_power_of_2(head_dim), 16)
+    dim = max(power_of_2(head_dim), 16)
     most = 16 if wide or dim > 256 else 64 if dim > 128 else 128
-    rows = min(max(triton.next_power_of_2(queries), FEWEST), most)
-    if rows == 128 and triton.cdiv(tokens, rows) * heads < processors * 3 // 4:
+    rows = min(max(power_of_2(queries), FEWEST), most)
+    if rows == 128 and cdiv(tokens, rows) * heads < processors * 3 // 4:
         rows = 64
     warps = 8 if rows == 128 or dim > 128 else 4
     if wide or dim > 128:
@@ -242,14 +244,14 @@ def _launch(
     batch, queries, heads, dim = q.shape
     sequences = batch if starts is None else len(starts) - 1
     dot = torch.float32 if interpreted() and q.dtype == torch.bfloat16 else torch.promote_types(q.dtype, k.dtype)
-    average = queries if starts is None else triton.cdiv(queries, max(sequences, 1))
+    average = queries if starts is None else cdiv(queries, max(sequences, 1))
     shape = rows_launch(average, batch * queries, heads, dim, dot == torch.float32, processors(q.device))
     if starts is None:
-        tiles = batch * triton.cdiv(queries, shape.rows)
+        tiles = batch * cdiv(queries, shape.rows)
     else:
         tiles = (queries + sequences * (shape.rows - 1)) // shape.rows
     kernel = attend_even if _even(k.shape[1], (mask, bias), strides) else attend_rows
-    with torch.cuda.device_of(q):
+    with on(q):
         kernel[(tiles, heads)](
             q,
             k,

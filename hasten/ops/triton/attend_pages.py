@@ -8,6 +8,7 @@ answers together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import attend_pages
-from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.tiles import absorb, answer, gather, leave, operands, places, sequence_of
 from hasten.ops.workspace import counters
@@ -154,9 +155,10 @@ class AttendLaunch:
 
 def smallest_tile(a: Attention) -> tuple[int, int]:
     """(rows, head_dim) of the tile that one new token needs, in powers of two that matrix instructions take."""
-    return max(triton.next_power_of_2(a.heads // a.kv_heads), 16), max(triton.next_power_of_2(a.head_dim), 16)
+    return max(power_of_2(a.heads // a.kv_heads), 16), max(power_of_2(a.head_dim), 16)
 
 
+@lru_cache(1024)
 def attend_launch(
     tokens: int, sequences: int, capacity: int, a: Attention, wide: bool, processors: int
 ) -> AttendLaunch:
@@ -164,15 +166,15 @@ def attend_launch(
 
     capacity: keys that a sequence's table has room for. wide: float32 operands, which the tensor cores do not take.
     """
-    power, group = triton.next_power_of_2, a.heads // a.kv_heads
+    power, group = power_of_2, a.heads // a.kv_heads
     least, dim = smallest_tile(a)
-    rows = max(least, min(power(group * triton.cdiv(tokens, sequences)), 16 if wide else 64 if dim > 128 else 128))
+    rows = max(least, min(power(group * cdiv(tokens, sequences)), 16 if wide else 64 if dim > 128 else 128))
     if wide:
         keys, warps, stages = (32 if rows == 16 else 16), min(max(rows * dim // 256, 4), 16), 1
     else:
         keys, warps, stages = (32 if rows == 16 or dim > 128 else 64), (8 if rows > 64 or dim > 128 else 4), 3
     room = max((4 if rows == 16 else 2) * processors // (sequences * a.kv_heads), 1)
-    splits = min(power(room + 1) // 2, power(triton.cdiv(capacity, keys)), 32)
+    splits = min(power(room + 1) // 2, power(cdiv(capacity, keys)), 32)
     if sequences == 1 and tokens > rows // group:
         splits = 1  # several tiles, for certain
     numbers = (256 if wide else 512) * warps  # of a row of sums that are read at once
@@ -232,7 +234,7 @@ def _(
     partial, peaks, totals = (
         q.new_empty(cells * shape.rows * width, dtype=torch.float32) for width in (a.head_dim, 1, 1)
     )
-    with torch.cuda.device_of(q):
+    with on(q):
         attend_tile[(tiles * a.kv_heads, shape.splits)](
             q,
             keys,

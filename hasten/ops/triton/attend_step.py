@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import attend_pages
-from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, processors, served
 from hasten.ops.triton.curves import tanh
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.step_launch import step_launch
@@ -209,7 +209,7 @@ def _(
     shape = step_launch(sequences, tables.shape[1] * page, a, size, processors(q.device))
     cells = sequences * a.kv_heads * shape.splits * group if shape.splits > 1 else 0
     partial, peaks, totals = (q.new_empty(cells * width, dtype=torch.float32) for width in (a.head_dim, 1, 1))
-    with torch.cuda.device_of(q):
+    with on(q):
         attend_token[(a.kv_heads, sequences, shape.splits)](
             q,
             keys,
@@ -241,7 +241,7 @@ def _(
             AHEAD=shape.ahead,
             STAGES=shape.stages,
             FETCH=shape.fetch,
-            LINES=triton.next_power_of_2(triton.cdiv(a.head_dim * keys.element_size(), LINE)),
+            LINES=power_of_2(cdiv(a.head_dim * keys.element_size(), LINE)),
             DOT=getattr(tl, str(dot).removeprefix("torch.")),
             num_warps=shape.warps,
             **dependent(q.device),

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.sample import Choice
+from hasten.ops.triton.arrange import on, power_of_2
 from hasten.ops.triton.launch import dependent, go, wait
 
 DIGITS = {torch.bfloat16: 4, torch.float16: 5, torch.float32: 8}  # of a float32 that holds one: the rest are the same
@@ -166,7 +167,7 @@ def _border(s: Survey, limits: Tensor, gaps: Tensor | None, leasts: Tensor | Non
     weights = limits.new_empty(digits * rows * s.blocks * 16)
     state, borders = limits.new_empty(digits, 3, rows), torch.empty(rows, dtype=torch.int64, device=limits.device)
     chunk = min(s.block, 512)
-    with torch.cuda.device_of(s.logits):
+    with on(s.logits):
         for step in range(digits + 1):
             weigh_digit[(s.blocks if step < digits else 1, rows)](
                 s.logits,
@@ -187,7 +188,7 @@ def _border(s: Survey, limits: Tensor, gaps: Tensor | None, leasts: Tensor | Non
                 MASS=mass,
                 BLOCK=s.block,
                 CHUNK=chunk,
-                BLOCKS=triton.next_power_of_2(s.blocks),
+                BLOCKS=power_of_2(s.blocks),
                 num_warps=max(chunk // 32, 1),
                 **dependent(s.logits.device),
             )

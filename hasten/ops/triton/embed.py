@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.embed import EmbedLayer, embed
-from hasten.ops.triton.arrange import served
+from hasten.ops.triton.arrange import cdiv, on, power_of_2, served
 from hasten.ops.triton.launch import dependent, go, wait
 
 
@@ -71,9 +71,10 @@ class EmbedLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def embed_launch(width: int) -> EmbedLaunch:
     """Eight elements a thread, one 16-byte load of 16-bit numbers; wide rows are shared by several programs."""
-    block = min(max(triton.next_power_of_2(width), 256), 1024)
+    block = min(max(power_of_2(width), 256), 1024)
     return EmbedLaunch(block=block, warps=block // 256)
 
 
@@ -95,8 +96,8 @@ def _(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer
         return out
     assert e.positions is None or positions is not None, "a table of positions needs positions"
     shape, scale = embed_launch(width), e.scale
-    with torch.cuda.device_of(ids):
-        embed_rows[(ids.numel() * triton.cdiv(width, shape.block),)](
+    with on(ids):
+        embed_rows[(ids.numel() * cdiv(width, shape.block),)](
             ids.contiguous(),
             None if e.positions is None else _spread(positions, ids),
             None if e.types is None else _spread(types, ids),

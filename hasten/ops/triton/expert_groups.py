@@ -7,6 +7,7 @@ expert by the groups' sizes, or ends.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 from hasten.ops.linear import Matrix
 from hasten.ops.moe import experts
 from hasten.ops.triton.act import curve, gated_curve
-from hasten.ops.triton.arrange import dense, interpreted, served
+from hasten.ops.triton.arrange import cdiv, dense, interpreted, on, power_of_2, served
 from hasten.ops.triton.experts import known, stacked
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Moe
@@ -127,10 +128,11 @@ class GroupLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def group_launch(pairs: int, experts: int, itemsize: int, gated: bool) -> GroupLaunch:
     """Tiles about as large as an expert's share of the pairs, so that few rows are empty."""
     wide = itemsize > 2
-    tile = min(max(triton.next_power_of_2(triton.cdiv(pairs, experts)), 16), 32 if wide else 128)
+    tile = min(max(power_of_2(cdiv(pairs, experts)), 16), 32 if wide else 128)
     rows = 32 if wide else 64 if gated else 128
     return GroupLaunch(tile=tile, rows=rows, block=32 if wide else 64, warps=8 if tile > 64 else 4, stages=3)
 
@@ -152,8 +154,8 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
         return torch.empty_like(x)
     order = torch.empty(pairs, dtype=torch.int32, device=x.device)
     ends = torch.empty(m.experts, dtype=torch.int32, device=x.device)
-    block = min(max(triton.next_power_of_2(pairs), 128), 2048)
-    with torch.cuda.device_of(x):
+    block = min(max(power_of_2(pairs), 128), 2048)
+    with on(x):
         group_pairs[(m.experts,)](
             which.contiguous(),
             order,
@@ -176,8 +178,8 @@ def _multiplied(
     (w, bias, *strides), pairs, gated = stacked(m), len(order), shares is None and moe.expert.gated
     out = x.new_empty(pairs, rows)
     shape = group_launch(pairs, moe.experts, x.element_size(), gated)
-    with torch.cuda.device_of(x):
-        multiply_group[(most_tiles(pairs, moe.experts, shape.tile), triton.cdiv(rows, shape.rows))](
+    with on(x):
+        multiply_group[(most_tiles(pairs, moe.experts, shape.tile), cdiv(rows, shape.rows))](
             x,
             order,
             ends,
@@ -196,7 +198,7 @@ def _multiplied(
             TILE=shape.tile,
             ROWS=shape.rows,
             BLOCK=shape.block,
-            EXPERTS=triton.next_power_of_2(moe.experts),
+            EXPERTS=power_of_2(moe.experts),
             DOT=_operands(x.dtype),
             num_warps=shape.warps,
             num_stages=shape.stages,

@@ -7,8 +7,8 @@ second-level cache for the others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from hasten.ops.linear import Matrix
 from hasten.ops.moe import experts
 from hasten.ops.triton.act import CURVES, curve, gated_curve
-from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Moe
 
@@ -123,12 +123,13 @@ class ExpertLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def expert_launch(results: int, columns: int, itemsize: int, tiles: int, processors: int) -> ExpertLaunch:
     """16 KiB of weights at once, fewer where there would be less than eight programs a processor.
 
     results: of all products together. tiles: rows that belong to one of them, two where gated.
     """
-    block = min(max(triton.next_power_of_2(columns), 128), 4096)
+    block = min(max(power_of_2(columns), 128), 4096)
     count = min(max(1, 16384 // (block * itemsize * tiles)), 32)
     while count > 1 and results < count * 8 * processors:
         count //= 2
@@ -159,8 +160,8 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
     which, many = which.contiguous(), processors(x.device)
     w, bias, *strides = stacked(up)
     shape = expert_launch(h.numel(), width, w.element_size(), 1 + m.expert.gated, many)
-    with torch.cuda.device_of(x):
-        expert_up[(len(h), triton.cdiv(inner, shape.rows))](
+    with on(x):
+        expert_up[(len(h), cdiv(inner, shape.rows))](
             x,
             which,
             w,
@@ -180,7 +181,7 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
         )
         w, bias, *strides = stacked(down)
         shape = expert_launch(out.numel(), inner, w.element_size(), 1, many)
-        expert_down[(tokens, triton.cdiv(width, shape.rows))](
+        expert_down[(tokens, cdiv(width, shape.rows))](
             h,
             shares.contiguous(),
             which,
@@ -190,7 +191,7 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
             width,
             *strides,
             TOP_K=m.top_k,
-            TOP=triton.next_power_of_2(m.top_k),
+            TOP=power_of_2(m.top_k),
             COLUMNS=inner,
             ROWS=shape.rows,
             BLOCK=shape.block,

@@ -8,6 +8,7 @@ leaves its sums in float32; `sums.py` adds them up, in one order whatever happen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve, gated_curve
-from hasten.ops.triton.arrange import interpreted
+from hasten.ops.triton.arrange import cdiv, interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
 FEW = 256  # rows up to which weights are sent for early: more rows wait for arithmetic
@@ -131,13 +132,14 @@ class GemmLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, processors: int) -> GemmLaunch:
     """Tiles as narrow as keeps the processors busy, six steps of the sum in flight, and split sums if allowed.
 
     depth: of the sum. gated: two products a tile. splits: whether the caller can add up.
     """
     across = 32 if rows <= 128 or gated else 64
-    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, across)
+    tiles = cdiv(rows, 128) * cdiv(columns, across)
     most = max(depth // 512, 1) if splits else 1  # a sum no shorter than eight steps a program
     shares = max(min(processors // max(tiles, 1), most, 8), 1)
     return GemmLaunch(128, across, 64, shares, 8, 4 if rows <= 128 else 8, 6)
@@ -165,10 +167,10 @@ def multiply(
     """
     rows, depth = x.shape
     columns = m.weight.shape[0] // 2 if gated else m.weight.shape[0]
-    tiles = triton.cdiv(rows, shape.rows) * triton.cdiv(columns, shape.columns)
+    tiles = cdiv(rows, shape.rows) * cdiv(columns, shape.columns)
     dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
     ahead = rows <= FEW and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
-    with torch.cuda.device_of(x):
+    with on(x):
         gemm_tile[(tiles, shape.splits)](
             TensorDescriptor.from_tensor(x, [shape.rows, shape.depth]),
             TensorDescriptor.from_tensor(m.weight, [shape.columns, shape.depth]),

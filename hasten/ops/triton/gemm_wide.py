@@ -8,6 +8,7 @@ is finished: biased, activated, added to the residual. Half of its columns at a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve
-from hasten.ops.triton.arrange import interpreted
+from hasten.ops.triton.arrange import cdiv, interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
 
@@ -94,10 +95,11 @@ class WideLaunch:
     stages: int
 
 
+@lru_cache(1024)
 def wide_launch(rows: int, columns: int, processors: int) -> WideLaunch | None:
     """Tiles of 128 x 256, which read least for what they compute; None where they would leave processors idle."""
-    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, 256)
-    if tiles < 0.85 * triton.cdiv(tiles, processors) * processors:
+    tiles = cdiv(rows, 128) * cdiv(columns, 256)
+    if tiles < 0.85 * cdiv(tiles, processors) * processors:
         return None
     return WideLaunch(128, 256, 64, 8, processors, 8, 3)
 
@@ -119,7 +121,7 @@ def multiply_wide(
         return None if t is None else TensorDescriptor.from_tensor(t, block)
 
     dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
-    with torch.cuda.device_of(x):
+    with on(x):
         gemm_tiles[(shape.programs,)](
             described_as(x, [shape.rows, shape.depth]),
             described_as(m.weight, [shape.columns, shape.depth]),

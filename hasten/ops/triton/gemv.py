@@ -7,7 +7,6 @@ second-level cache; and it finishes its rows of the answer: bias, activation, ga
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,7 @@ from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer
 from hasten.ops.region import head, project, up
 from hasten.ops.triton.act import CURVES, curve, gated_curve
-from hasten.ops.triton.arrange import served
+from hasten.ops.triton.arrange import cdiv, on, served
 from hasten.ops.triton.curves import tanh
 from hasten.ops.triton.gemv_launch import gemv_launch
 from hasten.ops.triton.launch import dependent, go, wait
@@ -167,8 +166,8 @@ def _run(
     out = x.new_empty((*x.shape[:-1], rows))
     weight, bias, eps, offset, kind = norm_arguments(before)
     shape = gemv_launch(rows, columns, w.element_size(), gated, x.device)
-    with torch.cuda.device_of(x):
-        gemv[(triton.cdiv(rows, shape.rows),)](
+    with on(x):
+        gemv[(cdiv(rows, shape.rows),)](
             x.contiguous(),
             w,
             m.bias,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-import triton
 
-from hasten.ops.triton.arrange import processors
+from hasten.ops.triton.arrange import power_of_2, processors
 from hasten.ops.triton.shapes.files import records
 
 
@@ -18,12 +18,13 @@ class GemvLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def gemv_launch(rows: int, columns: int, itemsize: int, pairs: bool, device: torch.device) -> GemvLaunch:
     """As measured for this shape on such a device, else about 16 KiB of weights a program and 32 numbers a thread.
 
     rows: of the answer, or pairs of rows where two belong together: gate and up, or the two that turn.
     """
-    block = triton.next_power_of_2(columns)
+    block = power_of_2(columns)
     for r in records("gemv", device):
         if (r["rows"], r["columns"], r["itemsize"], r["pairs"]) == (rows, columns, itemsize, pairs):
             return GemvLaunch(r["launch"]["rows"], block, r["launch"]["warps"])

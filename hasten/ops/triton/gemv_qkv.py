@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,7 +10,7 @@ from hasten.ops.linear import Matrix
 from hasten.ops.norm import NormLayer
 from hasten.ops.pages import Slots
 from hasten.ops.region import qkv
-from hasten.ops.triton.arrange import served
+from hasten.ops.triton.arrange import cdiv, on, served
 from hasten.ops.triton.gemv import (
     load_norm,
     load_numbers,
@@ -147,8 +146,8 @@ def _(
     cos, sin = turn or (None, None)
     pairs = (a.heads + 2 * a.kv_heads) * a.head_dim // 2
     shape = gemv_launch(pairs, w.shape[1], w.element_size(), True, x.device)
-    with torch.cuda.device_of(x):
-        gemv_qkv[(triton.cdiv(pairs, shape.rows),)](
+    with on(x):
+        gemv_qkv[(cdiv(pairs, shape.rows),)](
             x.contiguous(),
             w,
             m.bias,

@@ -10,6 +10,8 @@ PTX ISA, griddepcontrol. The memory clobber keeps the compiler from moving loads
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -35,6 +37,7 @@ def wait(PDL: tl.constexpr):
         )
 
 
+@cache
 def dependent(device: torch.device) -> dict[str, bool]:
     """Keywords of a launch: PDL for the kernel, and launch_pdl for the launcher where the device can (sm_90 on).
 

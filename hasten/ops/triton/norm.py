@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.norm import NormLayer, norm
-from hasten.ops.triton.arrange import processors, rows, served
+from hasten.ops.triton.arrange import cdiv, on, power_of_2, processors, rows, served
 from hasten.ops.triton.launch import dependent, go, wait
 
 WIDEST = 16384  # 16 values in each of 1,024 threads; twice as many spill in float32
@@ -79,12 +79,13 @@ class NormLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def norm_launch(width: int, count: int, processors: int) -> NormLaunch:
     """At least 2,048 elements a program and 16 a thread: two 16-byte loads in flight for 16-bit numbers.
 
     Where `count` rows are few, the wait for memory counts: a row a program, and one such load a thread.
     """
-    block = triton.next_power_of_2(width)
+    block = power_of_2(width)
     if count <= 4 * processors:
         count = max(1, 256 // block)
         return NormLaunch(rows=count, block=block, warps=min(count * block // 256, 32))
@@ -109,8 +110,8 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
     weight, bias = (None if t is None else t.contiguous().view(-1, width) for t in (n.weight, n.bias))
     strides = [width if t is not None and len(t) == inner > 1 else 0 for t in (weight, bias)]
     shape = norm_launch(width, outer * inner, processors(x.device))
-    with torch.cuda.device_of(x):
-        norm_rows[(triton.cdiv(outer * inner, shape.rows),)](
+    with on(x):
+        norm_rows[(cdiv(outer * inner, shape.rows),)](
             three,
             weight,
             bias if s.kind == "layer" else None,

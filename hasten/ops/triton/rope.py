@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.rope import rope
-from hasten.ops.triton.arrange import dense, rows, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, rows, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.spec import Rope
 
@@ -72,10 +72,11 @@ class RopeLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def rope_launch(dim: int, head_dim: int) -> RopeLaunch:
     """About 1,024 pairs a program, eight a thread."""
-    half = triton.next_power_of_2(dim // 2)
-    tail = triton.next_power_of_2(head_dim - dim) if head_dim > dim else 0
+    half = power_of_2(dim // 2)
+    tail = power_of_2(head_dim - dim) if head_dim > dim else 0
     return RopeLaunch(rows=max(1, 1024 // half), half=half, tail=tail, warps=4)
 
 
@@ -92,8 +93,8 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, r: Rope) -> Tensor:
     cos, sin = (dense(t).expand(*x.shape[:-2], half).reshape(-1, half) for t in (cos, sin))
     outer, heads, _ = three.shape
     shape = rope_launch(r.dim, head_dim)
-    with torch.cuda.device_of(x):
-        rotate[(triton.cdiv(outer * heads, shape.rows),)](
+    with on(x):
+        rotate[(cdiv(outer * heads, shape.rows),)](
             three,
             cos,
             sin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.moe import route
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.curves import sigmoid
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.workspace import counters
@@ -105,9 +106,10 @@ class RouteLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def route_launch(width: int) -> RouteLaunch:
     """16,384 weights a program, 64 a thread, so that all are on their way before the wait."""
-    block = max(triton.next_power_of_2(width), 128)
+    block = max(power_of_2(width), 128)
     return RouteLaunch(rows=min(max(1, 16384 // block), 16), block=block, warps=8)
 
 
@@ -123,8 +125,8 @@ def _(x: Tensor, router: Matrix, m: Moe) -> tuple[Tensor, Tensor]:
     if not tokens:
         return shares, which
     shape = route_launch(width)
-    with torch.cuda.device_of(x):
-        route_token[(tokens, triton.cdiv(m.experts, shape.rows))](
+    with on(x):
+        route_token[(tokens, cdiv(m.experts, shape.rows))](
             x,
             w,
             router.bias,
@@ -139,8 +141,8 @@ def _(x: Tensor, router: Matrix, m: Moe) -> tuple[Tensor, Tensor]:
             SCORE=m.score,
             RENORMALIZE=m.renormalize,
             TOP_K=m.top_k,
-            TOP=triton.next_power_of_2(m.top_k),
-            EXPERTS=triton.next_power_of_2(m.experts),
+            TOP=power_of_2(m.top_k),
+            EXPERTS=power_of_2(m.experts),
             ROWS=shape.rows,
             BLOCK=shape.block,
             num_warps=shape.warps,

@@ -8,6 +8,7 @@ rounding, about 1e-14, beside one of the vocabulary's borders.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.sample import Choice, penalized, sample
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.borders import Survey, keeps, kept, row_top
 from hasten.ops.triton.launch import dependent, go, wait
 
@@ -134,10 +135,11 @@ class SampleLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def sample_launch(rows: int, vocabulary: int) -> SampleLaunch:
     """Blocks small enough that one row fills the processors, or large enough that many rows make few programs."""
-    block = min(max(triton.next_power_of_2(vocabulary), 128), 1024 if rows < 16 else 4096)
-    return SampleLaunch(block=block, blocks=triton.cdiv(vocabulary, block), warps=min(max(block // 256, 1), 8))
+    block = min(max(power_of_2(vocabulary), 128), 1024 if rows < 16 else 4096)
+    return SampleLaunch(block=block, blocks=cdiv(vocabulary, block), warps=min(max(block // 256, 1), 8))
 
 
 def _accepts(
@@ -160,9 +162,9 @@ def _(logits: Tensor, c: Choice, uniform: Tensor | None, prompts: Tensor | None,
     firsts = torch.empty(cells, dtype=torch.int32, device=device)
     masses = torch.empty(cells, dtype=torch.float64, device=device) if warm else None
     row, grid = logits.stride(0), (shape.blocks, rows)
-    blocks = triton.next_power_of_2(shape.blocks)
+    blocks = power_of_2(shape.blocks)
     gaps = leasts = None
-    with torch.cuda.device_of(logits):
+    with on(logits):
         # without filters one reading of the logits weighs them too
         temperatures = None if c.filters else c.temperature
         survey_block[grid](logits, temperatures, peaks, firsts, masses, vocabulary, row, **fixed)

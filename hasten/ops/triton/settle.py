@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.norm import NormLayer
 from hasten.ops.settle import settle
-from hasten.ops.triton.arrange import dense, processors, served
+from hasten.ops.triton.arrange import cdiv, dense, on, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.norm import WIDEST, norm_launch, normalized
 
@@ -128,8 +127,8 @@ def _(
     )
     numbers = [x for s in around for x in ((0.0, 0.0) if s is None else (s.eps, s.offset))]
     kinds = [x for s in around for x in (("none", False) if s is None else (s.kind, s.wide))]
-    with torch.cuda.device_of(y):
-        settle_rows[(triton.cdiv(len(y), shape.rows),)](
+    with on(y):
+        settle_rows[(cdiv(len(y), shape.rows),)](
             y,
             residual,
             layer_scale,

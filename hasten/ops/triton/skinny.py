@@ -8,6 +8,7 @@ last of which adds the sums up in order; and what follows the product happens wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hasten.ops.linear import Matrix
 from hasten.ops.triton.act import curve, gated_curve
-from hasten.ops.triton.arrange import dense, interpreted
+from hasten.ops.triton.arrange import cdiv, dense, interpreted, on, power_of_2
 from hasten.ops.triton.curves import tanh
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.workspace import counters
@@ -178,12 +179,13 @@ class Ending:
     layer_scale: Tensor | None = None
 
 
+@lru_cache(1024)
 def skinny_launch(rows: int, height: int, columns: int, itemsize: int, processors: int) -> SkinnyLaunch:
     """Of the shapes for so many rows, the one whose programs fill the processors evenly; all at once where they can.
 
     height: rows of the matrix. A split keeps at least 512 columns, so that its loads overlap.
     """
-    tiles = triton.cdiv(height, 64)
+    tiles = cdiv(height, 64)
     if itemsize > 2:
         shapes = ((32, 32, 3, 4),)
     elif rows <= 32:
@@ -192,10 +194,10 @@ def skinny_launch(rows: int, height: int, columns: int, itemsize: int, processor
         shapes = ((64, 128, 4, 1),) if 2 * tiles <= processors else ((64, 64, 6, 2),)
     best, most = None, 0.0
     for tile, block, stages, beside in shapes:  # beside: programs that a processor has shared memory for
-        tiles, steps, room = triton.cdiv(height, tile), triton.cdiv(columns, block), beside * processors
+        tiles, steps, room = cdiv(height, tile), cdiv(columns, block), beside * processors
         splits = max(1, min(room // tiles, columns // 512, 8))
-        splits = triton.cdiv(steps, triton.cdiv(steps, splits))  # none without a step
-        filled = tiles * splits / (triton.cdiv(tiles * splits, room) * room)
+        splits = cdiv(steps, cdiv(steps, splits))  # none without a step
+        filled = tiles * splits / (cdiv(tiles * splits, room) * room)
         if filled > most:
             best, most = SkinnyLaunch(tile, block, splits, warps=4, stages=stages, ahead=512), filled
     assert best is not None, "a matrix has a row"
@@ -209,7 +211,7 @@ def operands(dtype: torch.dtype) -> torch.dtype:
 
 def _ahead(w: Tensor, shape: SkinnyLaunch) -> int:
     """shape.ahead, where every split's rows have as many bytes and lie as the instruction needs: at multiples of 16."""
-    run = triton.cdiv(triton.cdiv(w.shape[1], shape.block), shape.splits) * shape.block
+    run = cdiv(cdiv(w.shape[1], shape.block), shape.splits) * shape.block
     least = (w.shape[1] - (shape.splits - 1) * run) * w.element_size()
     aligned = w.data_ptr() % 16 == 0 and w.stride(0) * w.element_size() % 16 == 0
     return shape.ahead if aligned and shape.ahead <= least else 0
@@ -221,13 +223,13 @@ def multiply(x: Tensor, m: Matrix, e: Ending, shape: SkinnyLaunch) -> Tensor:
     (height, columns), rows = w.shape, len(flat)
     width = height // 2 if e.gated else height
     out = x.new_empty((*x.shape[:-1], width))
-    tiles, padded = triton.cdiv(height, shape.tile), max(triton.next_power_of_2(rows), 16)
+    tiles, padded = cdiv(height, shape.tile), max(power_of_2(rows), 16)
     partial, arrived = None, None
     if shape.splits > 1:
         partial = torch.empty(tiles * shape.splits * shape.tile * padded, dtype=torch.float32, device=x.device)
         arrived = counters(tiles, x.device)
     residual = None if e.residual is None else dense(e.residual).flatten(0, -2)
-    with torch.cuda.device_of(x):
+    with on(x):
         multiply_tile[(shape.splits, tiles)](
             flat,
             w,

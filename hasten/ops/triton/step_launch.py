@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import triton
-
+from hasten.ops.triton.arrange import cdiv, power_of_2
 from hasten.spec import Attention
 
 SHORT, LONG = 1024, 4096
@@ -26,6 +26,7 @@ class StepLaunch:
     fetch: int  # keys behind the first block that go to the second-level cache meanwhile
 
 
+@lru_cache(1024)
 def step_launch(sequences: int, capacity: int, a: Attention, size: int, processors: int) -> StepLaunch:
     """Splits until four programs of four warps wait for each processor, and so that none has more than 4,096 keys.
 
@@ -34,22 +35,20 @@ def step_launch(sequences: int, capacity: int, a: Attention, size: int, processo
     number, four of which no tensor core takes.
     """
     group = a.heads // a.kv_heads
-    dim = max(triton.next_power_of_2(a.head_dim), 16)
+    dim = max(power_of_2(a.head_dim), 16)
     few, short = sequences * a.kv_heads < processors, capacity <= SHORT
     block = _block(group, dim, size, few, few and short)
     fill = max(16 * processors // (block.warps * sequences * a.kv_heads), 1)
     most = 64 if few and capacity > LONG else 32
-    splits = min(
-        max(fill, triton.cdiv(capacity, 4096)), triton.cdiv(capacity, block.keys), most, 65536 // (group * dim)
-    )
+    splits = min(max(fill, cdiv(capacity, 4096)), cdiv(capacity, block.keys), most, 65536 // (group * dim))
     numbers = 1024 if block.rows <= 16 else 1024 // size  # a warp's, of the sums it reads at once
-    heads = min(triton.next_power_of_2(group), 256 * block.warps // dim)
+    heads = min(power_of_2(group), 256 * block.warps // dim)
     return StepLaunch(
         rows=block.rows,
         keys=block.keys,
         dim=dim,
         splits=splits,
-        least=block.keys if few and short else triton.cdiv(1024 // fill, block.keys) * block.keys,
+        least=block.keys if few and short else cdiv(1024 // fill, block.keys) * block.keys,
         heads=heads,
         ahead=1 if splits == 1 else min(numbers * block.warps // (heads * dim), 16 if block.rows == 1 else 8),
         warps=block.warps,
@@ -70,7 +69,7 @@ class Block:
 
 def _block(group: int, dim: int, size: int, few: bool, waits: bool) -> Block:
     """waits: the launch is over before memory has been busy. What 16-bit numbers get was measured on an H100."""
-    rows = max(triton.next_power_of_2(group), 16)
+    rows = max(power_of_2(group), 16)
     if size == 4:
         if group == 1:
             return _products(dim, size, few)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.norm import NormLayer
-from hasten.ops.triton.arrange import dense
+from hasten.ops.triton.arrange import dense, on, power_of_2
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.norm import normalized
 from hasten.ops.triton.settle import vectors
@@ -81,9 +81,10 @@ class SumsLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def sums_launch(width: int) -> SumsLaunch:
     """Four to sixteen numbers a thread: rows are few, so it is the wait for memory that counts."""
-    block = triton.next_power_of_2(width)
+    block = power_of_2(width)
     return SumsLaunch(block=block, warps=min(max(block // 128, 1), 16))
 
 
@@ -101,7 +102,7 @@ def add_up(
     beside, out = dense(residual).flatten(0, -2), residual.new_empty(residual.shape)
     shape = sums_launch(width)
 
-    with torch.cuda.device_of(sums):
+    with on(sums):
         settle_sums[(rows,)](
             sums,
             bias,

@@ -4,6 +4,7 @@ clip, norms of the heads, rotation, and the way of keys and values into their pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.pages import Slots
 from hasten.ops.region import qkv
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.settle import vectors
 from hasten.spec import Attention, Rope
@@ -164,9 +165,10 @@ class TurnLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def turn_launch(head_dim: int) -> TurnLaunch:
     """About 1,024 numbers a program, eight a thread."""
-    dim = triton.next_power_of_2(head_dim)
+    dim = power_of_2(head_dim)
     return TurnLaunch(rows=max(1, 1024 // dim), dim=dim, warps=4)
 
 
@@ -248,8 +250,8 @@ def _run(
     if r is not None and turn is not None:
         cos, sin, period = _angles(turn, y.shape[:-1])
     shape = turn_launch(a.head_dim)
-    with torch.cuda.device_of(y):
-        turn_heads[(triton.cdiv(len(flat) * (a.heads + 2 * a.kv_heads), shape.rows),)](
+    with on(y):
+        turn_heads[(cdiv(len(flat) * (a.heads + 2 * a.kv_heads), shape.rows),)](
             flat,
             q_own,
             k_own,

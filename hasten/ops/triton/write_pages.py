@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import write_pages
-from hasten.ops.triton.arrange import dense, served
+from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.launch import dependent, go, wait
 
 
@@ -56,10 +56,11 @@ class WriteLaunch:
     warps: int
 
 
+@lru_cache(1024)
 def write_launch(kv_heads: int, head_dim: int) -> WriteLaunch:
     """At most 2,048 numbers of k and as many of v a program, eight of each a thread."""
-    dim = triton.next_power_of_2(head_dim)
-    heads = min(triton.next_power_of_2(kv_heads), max(1, 2048 // dim))
+    dim = power_of_2(head_dim)
+    heads = min(power_of_2(kv_heads), max(1, 2048 // dim))
     return WriteLaunch(heads=heads, dim=dim, warps=min(max(heads * dim // 256, 1), 8))
 
 
@@ -75,8 +76,8 @@ def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None
     k, v = dense(k), dense(v)
     flat_keys, flat_values = (pool.view(-1, kv_heads, head_dim) for pool in (keys, values))  # (slots, heads, dim)
     shape = write_launch(kv_heads, head_dim)
-    with torch.cuda.device_of(k):
-        store_slots[(tokens, triton.cdiv(kv_heads, shape.heads))](
+    with on(k):
+        store_slots[(tokens, cdiv(kv_heads, shape.heads))](
             k,
             v,
             flat_keys,

@@ -11,9 +11,8 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 
-from hasten.ops.triton.arrange import processors
+from hasten.ops.triton.arrange import power_of_2, processors
 from hasten.ops.triton.shapes.files import records
 from hasten.ops.triton.skinny import SkinnyLaunch, skinny_launch
 
@@ -27,7 +26,7 @@ def launch_for(
     """How to multiply `rows` rows by a matrix (height, columns), half of it the gate where gated; None: by cuBLAS."""
     if not 2 <= rows <= MOST_ROWS.get(dtype, 64):
         return None
-    shape = (str(dtype)[6:], gated, height, columns, triton.next_power_of_2(rows))
+    shape = (str(dtype)[6:], gated, height, columns, power_of_2(rows))
     known = measured(device)
     return known[shape] if shape in known else skinny_launch(rows, height, columns, dtype.itemsize, processors(device))
 
