@@ -27,7 +27,6 @@ PLACES = 256
 PATIENCE = 8
 """Times that a record of more places serves before a shape gets its own: a batch that runs dry passes many."""
 
-
 PAGES, MORE_PAGES = 32, 128
 """Columns of the smallest page table, and of the smallest beside more than 16 places or 256 tokens, which it costs
 nothing."""
@@ -109,7 +108,7 @@ class Decoder:
         key = self._key(plan, 1)
         if how is None or key in self._refused:
             return plan
-        most = self._recorder.steps(self._seconds.get(key))
+        most = self._recorder.steps(self._seconds.get(self._serving(key) or key))
         if behind:
             most = max(most // 2, 1)  # two bursts wait for each other, and one may be idle
         return Plan(rows, 0, how, min(most, MOST, _room(self.model, plan.stop)))

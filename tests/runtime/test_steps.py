@@ -207,6 +207,21 @@ def test_a_larger_record_serves_a_shape_that_comes_up_seldom() -> None:
             assert len(steps) == (1 if bursts <= PATIENCE else 2)
 
 
+def test_as_many_steps_are_handed_over_as_the_record_that_serves_has_time_for() -> None:
+    class Timed(Again):
+        def steps(self, seconds: float | None) -> int:
+            asked.append(seconds)
+            return super().steps(seconds)
+
+    asked: list[float | None] = []
+    batch, s = prompts(lengths=(5, 4, 3)), Sampling(max_new_tokens=9)
+    with generator(recorder=Timed(4)) as g:
+        g.generate(batch, s)
+        asked.clear()
+        g.generate(batch[:1], s)
+        assert asked and None not in asked, "one sequence, which the record of four places serves"
+
+
 def test_a_table_that_outgrows_its_columns_goes_on_in_a_wider_one() -> None:
     t, again = llama(), Again(32)
     with generator(t) as host, generator(t, recorder=again) as device:  # pages of four: 32 of them end at 128 tokens
