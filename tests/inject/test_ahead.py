@@ -18,6 +18,7 @@ from hasten.errors import RequestError
 from hasten.inject import ahead, captured, requests
 from hasten.inject.calls.decoder import KEPT
 from hasten.inject.captured import Graphs
+from hasten.ops import use
 from tests.inject.test_captured import Recorder, agree
 from tests.tiny import TINY, build
 
@@ -72,6 +73,11 @@ def test_ids_without_a_row_raise_before_anything_that_is_no_replay(times: int, m
             with pytest.raises(RequestError, match=SAYS) as caught:
                 engine(BAD, **how)
             assert caught.value.__context__ is None
+        b.graphs, graphs = None, b.graphs
+        with pytest.raises(RequestError, match=SAYS) as caught:
+            engine(BAD)
+        assert caught.value.__context__ is None, "it ran"
+        b.graphs = graphs
         monkeypatch.undo()
         monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
         for _ in range(3):
@@ -127,6 +133,8 @@ def test_checks_belong_to_one_call() -> None:
             ahead.settle()
             ahead.settle()
         assert settled == ["inner"]
+        ahead.settle()
+        assert settled == ["inner", "outer"]
     ahead.settle()
     assert settled == ["inner", "outer"]
 
@@ -162,16 +170,15 @@ def test_threads_settle_their_own_checks_and_get_their_own_answers(monkeypatch: 
 
 @pytest.fixture
 def on_gpu() -> Any:
-    """An engine of a tiny BERT on the GPU, and what its twin on the CPU says about ids."""
+    """An engine of a tiny BERT on the GPU."""
     return hasten.init_inference(build(TINY["bert-pooled"]).to("cuda", torch.float16))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", [None, "reference"])
-def test_ids_without_a_row_do_no_harm_to_the_device(backend: str | None) -> None:
-    engine: Any = hasten.init_inference(build(TINY["bert-pooled"]).to("cuda", torch.float16), backend=backend)
-    good, bad = (BAD % 60).cuda(), BAD.cuda()
-    with torch.no_grad():
+def test_ids_without_a_row_do_no_harm_to_the_device(backend: str | None, on_gpu: Any) -> None:
+    engine, good, bad = on_gpu, (BAD % 60).cuda(), BAD.cuda()
+    with torch.no_grad(), use(backend):
         for _ in range(2):
             with pytest.raises(RequestError, match=SAYS):
                 engine(bad)

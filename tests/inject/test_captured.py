@@ -137,8 +137,7 @@ def test_a_new_recording_of_a_kind_met_long_ago_is_the_last_to_go() -> None:
     graphs = Graphs(recorder := Recorder(), limit=1)
     for size in (1, 2, 2, 1, 1):
         assert graphs(double, (torch.ones(size), None))[0].tolist() == [2.0] * size  # type: ignore[union-attr]
-    assert graphs.recorded == 1
-    assert len(recorder.recorded) == 2
+    assert (len(recorder.recorded), recorder.replays) == (2, 3)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
@@ -379,6 +378,14 @@ def test_one_recording_serves_every_padding_where_the_kernel_reads_masks(monkeyp
             x, y = (m.base_model(ids, attention_mask=mask) for m in (ours, theirs))
             agree(x, y, mask.bool())
         assert (len(recorder.recorded), recorder.replays) == (1, 3)
+
+
+def test_rows_of_a_table_that_the_caller_names_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("roberta", monkeypatch) as (theirs, ours, recorder):
+        for first in (2, 3, 9):
+            ids, rows = torch.randint(3, 40, (2, 7)), torch.arange(first, first + 7)[None]
+            agree(ours.base_model(ids, position_ids=rows), theirs.base_model(ids, position_ids=rows))
+        assert recorder.replays == 2
 
 
 def test_the_device_is_asked_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
