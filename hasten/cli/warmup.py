@@ -1,7 +1,8 @@
-"""Compile ahead what a model's first calls need, so that the next process finds it in the cache.
+"""Compile ahead what a model's calls need, so that the next process finds it in the cache.
 
-Triton keeps compiled kernels in TRITON_CACHE_DIR (~/.triton/cache), for its own version, this Python and this GPU.
-Several models are warmed up beside each other, each in a process of its own: compiling takes processors, not the GPU.
+Triton keeps compiled kernels in TRITON_CACHE_DIR (~/.triton/cache), for its own version, this Python and this GPU. What
+a model can need is found by rehearsing its launches and compiled by all processors; a few calls follow, since torch and
+graphs prepare themselves too. Several models are warmed up beside each other, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument("--batch", type=counts, default=BATCHES, metavar="N,...", help="sequences at once")
     p.add_argument("--prompt", type=counts, default=PROMPTS, metavar="N,...", help="tokens of a prompt")
+    p.add_argument("--processes", type=int, metavar="N", help="that compile (default: one a processor)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if kind(p.model) is None:
             raise ConfigError(f"{p.model}: no folder of a model that Hasten knows, and none of {', '.join(SHAPES)}")
     if len(plans) == 1:
-        _warm_up(plans[0], args.device)
+        _warm_up(plans[0], args.device, args.processes or os.cpu_count() or 1)
         return 0
     return _beside_each_other(plans, args.device)
 
@@ -87,29 +89,46 @@ def plans_of(works: Sequence[Work]) -> Iterator[Plan]:
 def _beside_each_other(plans: Sequence[Plan], device: str | None) -> int:
     """Every plan in a process of its own; what each says as it ends, and 1 if one of them failed."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "hasten", "warmup"]
+    processes = max((os.cpu_count() or 1) // len(plans), 1)
+    command = [sys.executable, "-m", "hasten", "warmup", "--processes", str(processes)]
     started = [subprocess.Popen([*command, *p.arguments(device)]) for p in plans]
     failed = sum(process.wait() != 0 for process in started)
     print(f"{len(plans)} warm-ups took {time.perf_counter() - began:.1f} s, {folder()} holds {kernels()} kernels")
     return int(failed > 0)
 
 
-def _warm_up(p: Plan, device: str | None) -> None:
+def _warm_up(p: Plan, device: str | None, processes: int) -> None:
     import torch
     from tqdm import tqdm
 
     from hasten.bench.engines import Stand
+    from hasten.ops.backends import load
 
     dtype = torch_dtype(p.dtype)
     assert dtype is not None
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stand = Stand(p.model, dtype, where, alone=True)
     before, began = kernels(), time.perf_counter()
+    if where.type == "cuda" and "triton" in load():
+        _compile(stand, processes)
     for batch, tokens in tqdm(list(_calls(p, stand.room)), unit="call", desc=p.model, leave=False, disable=None):
         _call(stand, batch, tokens)
     took, made = time.perf_counter() - began, kernels() - before
     stand.close()
     print(f"{p.model} {p.dtype}: {made} kernels compiled, {took:.1f} s with loading, {folder()} holds {kernels()}")
+
+
+def _compile(stand: Stand, processes: int) -> None:
+    """What the model's launchers can ask for."""
+    import torch
+
+    from hasten.cli.rehearse import rehearse
+    from hasten.ops.triton.compiled import compile_all, counting, current_target
+
+    with torch.inference_mode(), counting() as found:
+        for backbone in stand.engine.backbones:
+            rehearse(backbone.transformer)
+    compile_all(found, current_target(), processes)
 
 
 def _calls(p: Plan, room: int | None) -> Iterator[tuple[int, int]]:

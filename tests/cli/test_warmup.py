@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,3 +114,13 @@ def test_the_cache_is_where_triton_has_it(given: dict[str, str], folder: str, mo
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert str(warmup.folder()) == folder
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt2", "tiny-bert", "tiny-vit"])
+def test_a_mix_of_requests_needs_no_kernel_that_was_not_rehearsed(model: str) -> None:
+    pytest.importorskip("triton.tools.tensor_descriptor", reason="older Tritons leave the work to torch's kernels")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command, root = [sys.executable, "-m", "tests.cli.rehearsed", model], Path(__file__).parents[2]
+    done = subprocess.run(command, check=False, cwd=root, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert json.loads(done.stdout)["more"] == []

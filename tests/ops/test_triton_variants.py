@@ -41,6 +41,35 @@ def test_every_kernel_is_counted(counted: list[tuple[str, str, int, int]]) -> No
     assert {kernel for _, kernel, _, _ in counted} == set(REGISTERS)
 
 
+COMPILING = """
+from hasten.cli import warmup
+from hasten.ops.triton.compiled import HOPPER, compile_all, compiling, counting
+from hasten.ops.triton.samples import SAMPLES
+
+samples = [s for s in SAMPLES if s.op == "advance"][:2]
+if __name__ == "__main__":
+    with compiling(), counting() as found:
+        for s in samples:
+            s.run()
+    compile_all(found, HOPPER, 2)
+    made = warmup.kernels()
+    with compiling() as driver:
+        for s in samples:
+            s.run()
+    print(len(found), made, len(driver.loaded), warmup.kernels())
+"""
+
+
+def test_what_was_counted_is_compiled_by_other_processes_and_then_found(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import hasten.ops.triton\n" + COMPILING)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], check=False, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert done.stdout.split() == ["2", "2", "2", "2"]
+
+
 def test_a_triton_without_the_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from hasten.ops.triton.compiled import counting
 

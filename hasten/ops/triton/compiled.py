@@ -10,14 +10,18 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import groupby, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -43,9 +47,10 @@ class Binary:
 
 
 class CompilingDriver(DriverBase):
-    """Compiles for `HOPPER`, keeps the machine code and launches nothing."""
+    """Compiles for a device that need not be there, keeps the machine code and launches nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
         self.loaded: list[tuple[str, int, bytes, int]] = []  # name, warps, cubin, shared bytes
         self.warps = 0
         self.utils = SimpleNamespace(
@@ -56,9 +61,9 @@ class CompilingDriver(DriverBase):
         self.warps = metadata.num_warps
         return lambda *args: None
 
-    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[Any, None, int, int, int]:
+    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[None, None, int, int, int]:
         self.loaded.append((name, self.warps, cubin, shared))
-        return self, None, 0, 0, 1024
+        return None, None, 0, 0, 1024  # no handle, so that the next launch loads it, and is seen, again
 
     @classmethod
     def is_active(cls) -> bool:
@@ -71,7 +76,7 @@ class CompilingDriver(DriverBase):
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return HOPPER
+        return self.target
 
     def get_active_torch_device(self) -> Any:
         raise NotImplementedError("a compiling driver has no device")
@@ -84,11 +89,11 @@ class CompilingDriver(DriverBase):
 
 
 @contextmanager
-def compiling() -> Iterator[CompilingDriver]:
-    """Inside, launching a kernel compiles it for `HOPPER` and runs nothing."""
+def compiling(target: GPUTarget = HOPPER) -> Iterator[CompilingDriver]:
+    """Inside, launching a kernel compiles it for the target and runs nothing."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ConfigError("TRITON_INTERPRET=1 makes kernels that cannot be compiled; unset it before Python starts")
-    driver = CompilingDriver()
+    driver = CompilingDriver(target)
     triton.runtime.driver.set_active(driver)
     try:
         yield driver
@@ -106,6 +111,8 @@ class Variant:
     kernel: str
     launch: tuple[str, ...]
     key: str
+    module: str
+    recipe: str = field(compare=False)  # what Triton's `preload` takes
 
 
 @contextmanager
@@ -117,7 +124,8 @@ def counting() -> Iterator[set[Variant]]:
     found: set[Variant] = set()
 
     def note(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
-        found.add(Variant(fn.name, _launch(fn.jit_function, compile), key))
+        launch = _launch(fn.jit_function, compile)
+        found.add(Variant(fn.name, launch, key, fn.module, compile["specialization_data"]))
         return True
 
     before, hooks.jit_cache_hook = hooks.jit_cache_hook, note
@@ -125,6 +133,25 @@ def counting() -> Iterator[set[Variant]]:
         yield found
     finally:
         hooks.jit_cache_hook = before
+
+
+def current_target() -> GPUTarget:
+    """What kernels are compiled for on the current device."""
+    return triton.runtime.driver.active.get_current_target()
+
+
+def compile_all(variants: Collection[Variant], target: GPUTarget, processes: int) -> None:
+    """Compile them into Triton's cache, beside each other: compiling takes processors, and no GPU."""
+    started = get_context("spawn")  # a fork would share the device of this process
+    with ProcessPoolExecutor(max(min(processes, len(variants)), 1), started) as pool:
+        list(pool.map(_compile, variants, repeat(target)))
+
+
+def _compile(v: Variant, target: GPUTarget) -> None:
+    with compiling(target):
+        kernel = getattr(import_module(v.module), v.kernel).preload(v.recipe)
+    if torch.cuda.is_available():  # a run of the C compiler, whose result lies in the cache too
+        triton.runtime.driver.active.launcher_cls(kernel.src, kernel.metadata)
 
 
 def _launch(kernel: Any, made: dict[str, Any]) -> tuple[str, ...]:
