@@ -30,8 +30,13 @@ ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def one_dtype(x: Tensor, m: Matrix) -> bool:
-    """Whether x, weights and bias are plain numbers of one dtype."""
-    return isinstance(m, Matrix) and m.weight.dtype == x.dtype and (m.bias is None or m.bias.dtype == x.dtype)
+    """Whether x, weights and bias are plain numbers of one dtype; oneDNN reads a bias as if it had no gaps."""
+    b = m.bias
+    return (
+        isinstance(m, Matrix)
+        and m.weight.dtype == x.dtype
+        and (b is None or (b.dtype == x.dtype and b.stride(-1) == 1))
+    )
 
 
 def few_rows(x: Tensor, m: Matrix) -> bool:
