@@ -36,6 +36,7 @@ namespace {
 
 enum Number { FLOAT32, BFLOAT16, FLOAT16 };
 enum Norm { NO_NORM, LAYER, RMS };
+constexpr int64_t HEADS = 8;  // the most heads of one task of attention
 enum Act { NO_ACT, RELU, RELU2, GELU, GELU_TANH, QUICK_GELU, SILU, TANH };
 
 // y = act([norm] x W^T + bias), or residual + scale (x W^T + bias). gated: act of the first half times the second.
@@ -55,6 +56,7 @@ struct Product {
 // y = softmax(scale q k) v of each new token over what its sequence keeps in pages.
 struct Attend {
     int64_t tokens, sequences, heads, kv_heads, dim, page_size, table_row, q_token, q_head, window;  // window 0: all keys
+    int64_t together;                                       // heads of a task
     const void *q, *keys, *values, *sinks;
     const int64_t *tables, *starts, *lengths;  // starts: null where every sequence has one new token
     const float *slopes;
@@ -244,6 +246,8 @@ EXPORT void hasten_attend(int level, int threads, int number, int64_t tokens, in
     a.q = q, a.q_token = q_token, a.q_head = q_head, a.keys = keys, a.values = values, a.page_size = page_size;
     a.tables = tables, a.table_row = table_row, a.starts = starts, a.lengths = lengths;
     a.scale = scale, a.softcap = softcap, a.window = window, a.slopes = slopes, a.sinks = sinks, a.y = y;
+    const int64_t each = (tokens * heads + threads - 1) / threads;
+    a.together = each < 1 ? 1 : each > HEADS ? HEADS : each;
     if (number == FLOAT32) share(threads, CHOOSE(level, attend<float>), &a);
     if (number == BFLOAT16) share(threads, CHOOSE(level, attend<bfloat16>), &a);
     if (number == FLOAT16) share(threads, CHOOSE(level, attend<float16>), &a);
