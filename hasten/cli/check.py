@@ -67,8 +67,7 @@ def _native() -> str:
     found = load()
     if isinstance(found, str):
         return f"torch's: {found}"
-    alone = "" if found.threaded else ": torch's threads are not those of an OpenMP that it can share"
-    return f"Hasten's, {LEVELS[found.level]}, threads {threads(found)}{alone}"
+    return f"Hasten's, {LEVELS[found.level]}, threads {threads()}"
 
 
 def _ops(every: bool) -> Iterator[str]:

@@ -67,13 +67,6 @@ def test_kernels_are_in_use_where_a_compiler_is() -> None:
 
 
 @NEEDED
-def test_torchs_threads_share_the_work() -> None:
-    assert isinstance(FOUND, Library)
-    if sys.platform == "linux":
-        assert FOUND.threaded
-
-
-@NEEDED
 @EACH_DTYPE
 def test_a_row_goes_to_them_first(dtype: torch.dtype) -> None:
     x, m = random(1, 33, dtype=dtype), Matrix(random(8, 33, dtype=dtype))
@@ -192,6 +185,32 @@ def test_what_they_do_not_take_is_right_all_the_same() -> None:
         assert not native.few(mine, Matrix(w))
         with torch.no_grad():
             assert native.few(mine, Matrix(w))
+
+
+@NEEDED
+def test_callers_in_several_threads_and_a_forked_child_get_their_own_answers() -> None:
+    code = """
+import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from hasten.ops import Matrix
+from hasten.ops.cpu import native
+from hasten.ops.cpu.library import load
+torch.set_num_threads(3)
+work = [(torch.randn(1, 700), Matrix(torch.randn(900, 700))) for _ in range(8)]
+torch.set_num_threads(1)
+want = [native.multiply(load(), *w) for w in work]
+native.THREADS = 3
+def check(i):
+    return all(native.multiply(load(), *work[i]).equal(want[i]) for _ in range(200))
+with ThreadPoolExecutor(8) as many:
+    assert all(many.map(check, range(8)))
+if (child := os.fork()) == 0:
+    signal.alarm(60)
+    os._exit(not check(0))
+print(os.waitpid(child, 0)[1])
+"""
+    assert fresh(code) == "0\n"
 
 
 # ---- pages

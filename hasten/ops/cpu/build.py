@@ -13,10 +13,21 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.cpp", "numbers.h", "product.h", "attention.h"))
+SOURCES = tuple(HERE / name for name in ("kernels.cpp", "numbers.h", "pool.h", "product.h", "attention.h"))
 LIBRARY = HERE / "kernels.so"
 COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
-FLAGS = ("-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti")
+FLAGS = (
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+)
 
 
 class BuildError(Exception):

@@ -1,8 +1,7 @@
 // Kernels for one row or a few on a CPU, behind a plain C interface. See product.h for how they work.
 //
 // One file holds every instruction set: product.h is compiled once for each of them, and the first call asks the
-// processor. Nothing here needs a library: the threads are those of the OpenMP runtime that torch has loaded, found by
-// its symbols; with another runtime, or none, the calling thread does the work alone.
+// processor. Nothing here needs a library beside the C one; the threads are our own (pool.h).
 
 #include <atomic>
 #include <cmath>
@@ -11,6 +10,7 @@
 #include <cstring>
 
 #include "numbers.h"
+#include "pool.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,9 +28,6 @@
 #define HASTEN_STAMP ""
 #endif
 #define EXPORT extern "C" __attribute__((visibility("default")))
-
-// libgomp's, or those of a runtime that imitates it; null where there is none
-extern "C" __attribute__((weak)) void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
 
 namespace {
 
@@ -188,13 +185,6 @@ int best() {
 #define CHOOSE(level, name) ((void)(level), portable::name)
 #endif
 
-void share(int threads, void (*work)(void *), void *arguments) {
-    if (threads > 1 && GOMP_parallel)
-        GOMP_parallel(work, arguments, unsigned(threads), 0);
-    else
-        work(arguments);
-}
-
 template <class T> void run(int level, int threads, Product &p) {
     // enough weights for the processor to see a stream, and rows that share no line of y with another thread's
     const int64_t rows = (98304 / (p.columns * int64_t(sizeof(T)) + 1) + 15) / 16 * 16;
@@ -209,9 +199,6 @@ EXPORT const char *hasten_stamp() { return HASTEN_STAMP; }
 
 // The best instruction set of this processor: 0 portable, 1 AVX2, 2 AVX512.
 EXPORT int hasten_level() { return best(); }
-
-// Whether there are threads to share the work with.
-EXPORT int hasten_threaded() { return GOMP_parallel != nullptr; }
 
 // Strides are in elements. y is contiguous, tokens x outputs. Returns 0, or 1 where there is no memory.
 EXPORT int hasten_product(int level, int threads, int number, int64_t tokens, int64_t rows, int64_t columns,

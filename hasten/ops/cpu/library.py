@@ -34,13 +34,12 @@ ARGUMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """level: index into LEVELS. threaded: whether torch's threads take part."""
+    """level: index into LEVELS."""
 
     product: Any
     attend: Any
     write: Any
     level: int
-    threaded: bool
 
 
 @cache
@@ -68,7 +67,7 @@ def load(path: Path = LIBRARY) -> Library | str:
     if level == 0 and not asked:
         return "this processor has neither AVX2 nor AVX512: torch's kernels serve"
     functions = {name: _typed(found, name) for name in ARGUMENTS}
-    return Library(**functions, level=level, threaded=bool(found.hasten_threaded()))
+    return Library(**functions, level=level)
 
 
 def _typed(found: ctypes.CDLL, name: str) -> Any:

@@ -5,6 +5,8 @@ A token passes here fifty times, so whether a call is served is asked in the che
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,13 @@ def vectors(n: NormLayer | None, x: Tensor) -> bool:
     return w.dim() == 1 and w.dtype == x.dtype and w.stride(0) == 1 and (b is None or b.dtype == x.dtype)
 
 
-def threads(native: Library) -> int:
-    return torch.get_num_threads() if native.threaded else 1
+_asked = os.environ.get("HASTEN_NUM_THREADS", "")
+THREADS = int(_asked) if _asked.isdecimal() else 0
+
+
+def threads() -> int:
+    """How many share a call: HASTEN_NUM_THREADS, or as many as torch has."""
+    return THREADS or torch.get_num_threads()
 
 
 def address(t: Tensor | None) -> int | None:
@@ -74,7 +81,7 @@ def multiply(
         norm = NORMS[n.kind], before.weight.data_ptr(), address(before.bias), n.eps, n.offset
     failed = native.product(
         native.level,
-        threads(native),
+        threads(),
         NUMBERS[x.dtype],
         *(x.shape[0], rows, columns),
         *(x.data_ptr(), x.stride(0), w.data_ptr(), w.stride(0), address(m.bias), y.data_ptr()),

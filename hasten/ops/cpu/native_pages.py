@@ -67,7 +67,7 @@ def attend_steps(
     slopes = None if slopes is None else slopes.float().contiguous()
     sinks = None if sinks is None else sinks.contiguous()
     native.attend(
-        *(native.level, threads(native), NUMBERS[q.dtype], tokens, len(lengths), heads, keys.shape[2], dim),
+        *(native.level, threads(), NUMBERS[q.dtype], tokens, len(lengths), heads, keys.shape[2], dim),
         *(q.data_ptr(), q.stride(0), q.stride(1), keys.data_ptr(), values.data_ptr(), keys.shape[1]),
         *(tables.data_ptr(), tables.shape[1], address(starts), lengths.data_ptr()),
         *(a.scale, a.softcap or 0.0, a.window or 0, address(slopes), address(sinks), y.data_ptr()),
