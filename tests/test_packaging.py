@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 import hasten
+from hasten.ops.cpu.build import compilers
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hasten"
@@ -78,3 +85,53 @@ def test_no_source_file_is_long_without_a_reason() -> None:
 def test_no_source_file_is_unfinished() -> None:
     found = {path.relative_to(PACKAGE).as_posix(): UNFINISHED.findall(path.read_text()) for path in SOURCES}
     assert {name: words for name, words in found.items() if words} == {}
+
+
+class Hook:
+    """hatchling's BuildHookInterface, as far as ours looks at it, on a copy of the sources."""
+
+    def __init__(self, root: Path) -> None:
+        shutil.copytree(
+            PACKAGE / "ops" / "cpu",
+            root / "hasten" / "ops" / "cpu",
+            ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        )
+        self.root, self.app, self.warnings = str(root), self, list[str]()
+
+    def display_warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    name = "hatchling"
+    for part in ("", ".builders", ".builders.hooks", ".builders.hooks.plugin", ".builders.hooks.plugin.interface"):
+        monkeypatch.setitem(sys.modules, name + part, ModuleType(name + part))
+    sys.modules[f"{name}.builders.hooks.plugin.interface"].BuildHookInterface = Hook  # type: ignore[attr-defined]
+    return runpy.run_path(str(ROOT / "hatch_build.py"))["KernelsBuildHook"](tmp_path)
+
+
+@pytest.mark.skipif(not compilers(), reason="no compiler")
+def test_installing_compiles_the_kernels_into_a_wheel_of_this_platform(hook: Any, tmp_path: Path) -> None:
+    data: dict[str, Any] = {"artifacts": []}
+    hook.initialize("editable", data)
+    assert data["artifacts"] == ["hasten/ops/cpu/kernels.so"]
+    assert (tmp_path / data["artifacts"][0]).is_file()
+    assert data["pure_python"] is False
+    assert re.fullmatch(r"py3-none-\w+", data["tag"])
+    assert hook.warnings == []
+
+
+def test_installing_without_a_compiler_leaves_a_pure_package_and_says_so(
+    hook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "hasten" / "ops" / "cpu" / "kernels.so"
+    stale.write_bytes(b"of sources that were there before")
+    monkeypatch.setenv("PATH", "")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    data: dict[str, Any] = {"artifacts": []}
+    hook.initialize("standard", data)
+    assert data == {"artifacts": []}
+    assert not stale.exists()
+    assert ["no C++ compiler found" in text for text in hook.warnings] == [True]

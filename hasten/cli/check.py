@@ -49,6 +49,7 @@ def _devices() -> Iterator[str]:
     import torch
 
     yield f"threads      {torch.get_num_threads()}; instruction set {torch.backends.cpu.get_cpu_capability()}"
+    yield f"cpu kernels  {_native()}"
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         yield f"cuda:{i}       {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
@@ -56,6 +57,17 @@ def _devices() -> Iterator[str]:
         yield "cuda         none: the CPU serves"
     else:
         yield f"kernels      {kernels()} compiled in {folder()}; `hasten warmup` compiles a model's ahead"
+
+
+def _native() -> str:
+    """Whether those of our own are in use, with what, or why not."""
+    from hasten.ops.cpu.library import LEVELS, load
+    from hasten.ops.cpu.native import threads
+
+    found = load()
+    if isinstance(found, str):
+        return f"torch's: {found}"
+    return f"Hasten's, {LEVELS[found.level]}, threads {threads()}"
 
 
 def _ops(every: bool) -> Iterator[str]:

@@ -34,7 +34,18 @@ def qkv(
     (..., width) to q (..., heads, head_dim) and k, v (..., kv_heads, head_dim). turn: cos and sin, (..., dim / 2).
     into: where k and v of x (tokens, width) are kept; they are then given back as None.
     """
-    y = linear(x if before is None else norm(x, before), m)
+    return heads(linear(x if before is None else norm(x, before), m), a, q_norm, k_norm, turn, into)
+
+
+def heads(
+    y: Tensor,
+    a: Attention,
+    q_norm: NormLayer | None,
+    k_norm: NormLayer | None,
+    turn: tuple[Tensor, Tensor] | None,
+    into: Slots | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `qkv` does behind its product."""
     if a.clip is not None:
         y = y.clamp(-a.clip, a.clip)
     q, k = _heads(y, 0, a.heads, a, q_norm), _heads(y, a.q_width, a.kv_heads, a, k_norm)

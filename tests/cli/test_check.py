@@ -10,6 +10,7 @@ import transformers
 
 from hasten.cli import check
 from hasten.ops import TABLE
+from hasten.ops.cpu import library
 
 
 def test_versions_devices_and_kernels_are_told(command: Any) -> None:
@@ -22,6 +23,17 @@ def test_versions_devices_and_kernels_are_told(command: Any) -> None:
     assert f"ops          {len(TABLE)}, with " in r.out
     for name in {i.backend for op in TABLE.values() for i in op.implementations}:
         assert f" {name} for " in r.out
+
+
+def test_the_kernels_of_the_cpu_are_told_or_why_there_are_none(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def line() -> str:
+        return next(line for line in command("check").out.splitlines() if line.startswith("cpu kernels  "))
+
+    found = library.load()
+    if isinstance(found, library.Library):
+        assert line() == f"cpu kernels  Hasten's, {library.LEVELS[found.level]}, threads {torch.get_num_threads()}"
+    monkeypatch.setattr(library, "load", lambda: "no compiler")
+    assert line() == "cpu kernels  torch's: no compiler"
 
 
 def test_every_op_is_listed_when_asked_for(command: Any) -> None:

@@ -74,4 +74,10 @@ def test_every_op_has_cases(op: Op) -> None:
 def test_some_case_reaches_every_implementation(op: Op, name: str, runner: Runner) -> None:
     run, _ = runner
     made = [make(dtype) for make in CASES[op.name].values() for dtype in TOLERANCES]
-    assert any(op.choose(*arguments) is run for arguments in made), f"no case of {op.name} is served by {name}"
+    assert any(run in served(op, arguments) for arguments in made), f"no case of {op.name} is served by {name}"
+
+
+def served(op: Op, arguments: tuple[object, ...]) -> list[Function]:
+    """What serves a call on the CPU, and what would where no compiler was."""
+    taken = [i for i in op.serving["cpu"] if i.accepts(*arguments)]
+    return [i.run for i in (*taken[:1], *[i for i in taken if i.backend != "native"][:1])]

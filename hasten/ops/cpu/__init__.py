@@ -1,8 +1,10 @@
-"""Implementations on the CPU out of torch's own kernels, each where it was measured to be faster than the reference.
+"""Implementations on the CPU: kernels of our own where they could be compiled, then torch's, each where it was
+measured to be faster than the reference.
 
 Importing this package registers them.
 """
 
+from hasten.ops.cpu import native, native_pages  # isort: skip -- in front of torch's
 from hasten.ops.cpu import attention, linear, moe, norm, pages, region
 
-__all__ = ["attention", "linear", "moe", "norm", "pages", "region"]
+__all__ = ["attention", "linear", "moe", "native", "native_pages", "norm", "pages", "region"]

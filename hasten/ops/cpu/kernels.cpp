@@ -1,0 +1,251 @@
+// Kernels for one row or a few on a CPU, behind a plain C interface. See product.h for how they work.
+//
+// One file holds every instruction set: product.h is compiled once for each of them, and the first call asks the
+// processor. Nothing here needs a library beside the C one; the threads are our own (pool.h).
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "numbers.h"
+#include "pool.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define X86 1
+#endif
+
+#if defined(__clang__)
+#define TARGET_BEGIN(names) _Pragma("clang attribute push(__attribute__((target(" names "))), apply_to = function)")
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says that of its own intrinsics
+#endif
+
+#ifndef HASTEN_STAMP
+#define HASTEN_STAMP ""
+#endif
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum Number { FLOAT32, BFLOAT16, FLOAT16 };
+enum Norm { NO_NORM, LAYER, RMS };
+constexpr int64_t HEADS = 8;  // the most heads of one task of attention
+enum Act { NO_ACT, RELU, RELU2, GELU, GELU_TANH, QUICK_GELU, SILU, TANH };
+
+// y = act([norm] x W^T + bias), or residual + scale (x W^T + bias). gated: act of the first half times the second.
+struct Product {
+    int64_t rows, columns, tokens;  // W is rows x columns, x is tokens x columns
+    const void *x, *w, *bias, *residual, *norm_weight, *norm_bias;
+    void *y;
+    int64_t x_stride, w_stride, residual_stride;
+    int norm, act;
+    bool gated;
+    float eps, offset, scale;
+    float *wide;      // x, normalised, as float32 in rows of `padded`, zeros behind each
+    int64_t padded, outputs, chunk;
+    std::atomic<int64_t> next{0};
+};
+
+// y = softmax(scale q k) v of each new token over what its sequence keeps in pages.
+struct Attend {
+    int64_t tokens, sequences, heads, kv_heads, dim, page_size, table_row, q_token, q_head, window;  // window 0: all keys
+    int64_t together;                                       // heads of a task
+    const void *q, *keys, *values, *sinks;
+    const int64_t *tables, *starts, *lengths;  // starts: null where every sequence has one new token
+    const float *slopes;
+    void *y;
+    float scale, softcap;  // softcap 0: none
+    std::atomic<int64_t> next{0};
+};
+}  // namespace
+
+namespace portable {
+#define WIDTH 8
+struct Lanes {
+    float of[WIDTH];
+};
+template <class T> inline Lanes load(const T *p) {
+    Lanes v;
+    for (int i = 0; i < WIDTH; i++) v.of[i] = widen(p[i]);
+    return v;
+}
+inline Lanes fill(float f) {
+    Lanes v;
+    for (int i = 0; i < WIDTH; i++) v.of[i] = f;
+    return v;
+}
+inline void store(float *p, Lanes v) { memcpy(p, v.of, sizeof(v.of)); }
+inline Lanes add(Lanes a, Lanes b) {
+    for (int i = 0; i < WIDTH; i++) a.of[i] += b.of[i];
+    return a;
+}
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
+    for (int i = 0; i < WIDTH; i++) c.of[i] += a.of[i] * b.of[i];
+    return c;
+}
+inline float sum(Lanes a) {
+    float s = 0;
+    for (int i = 0; i < WIDTH; i++) s += a.of[i];
+    return s;
+}
+#include "product.h"
+#include "attention.h"
+#undef WIDTH
+}  // namespace portable
+
+#if X86
+#if defined(__clang__)
+TARGET_BEGIN("\"avx2,fma,f16c\"")
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace avx2 {
+#define WIDTH 8
+using Lanes = __m256;
+inline Lanes load(const float *p) { return _mm256_loadu_ps(p); }
+inline Lanes load(const bfloat16 *p) {
+    __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline Lanes load(const float16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+inline Lanes fill(float f) { return _mm256_set1_ps(f); }
+inline void store(float *p, Lanes v) { _mm256_storeu_ps(p, v); }
+inline Lanes add(Lanes a, Lanes b) { return _mm256_add_ps(a, b); }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
+inline float sum(Lanes a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#include "product.h"
+#include "attention.h"
+#undef WIDTH
+}  // namespace avx2
+#if defined(__clang__)
+TARGET_END
+TARGET_BEGIN("\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c\"")
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+namespace avx512 {
+#define WIDTH 16
+using Lanes = __m512;
+inline Lanes load(const float *p) { return _mm512_loadu_ps(p); }
+inline Lanes load(const bfloat16 *p) {
+    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline Lanes load(const float16 *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline Lanes fill(float f) { return _mm512_set1_ps(f); }
+inline void store(float *p, Lanes v) { _mm512_storeu_ps(p, v); }
+inline Lanes add(Lanes a, Lanes b) { return _mm512_add_ps(a, b); }
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+inline float sum(Lanes a) { return _mm512_reduce_add_ps(a); }
+#include "product.h"
+#include "attention.h"
+#undef WIDTH
+}  // namespace avx512
+#if defined(__clang__)
+TARGET_END
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+// ---- the interface
+
+namespace {
+enum Level { PORTABLE, AVX2, AVX512 };
+
+int best() {
+#if X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return PORTABLE;
+}
+
+// The function `name<T>` of an instruction set.
+#if X86
+#define CHOOSE(level, name) \
+    ((level) == AVX512 ? avx512::name : (level) == AVX2 ? avx2::name : portable::name)
+#else
+#define CHOOSE(level, name) ((void)(level), portable::name)
+#endif
+
+template <class T> void run(int level, int threads, Product &p) {
+    // enough weights for the processor to see a stream, and rows that share no line of y with another thread's
+    const int64_t rows = (98304 / (p.columns * int64_t(sizeof(T)) + 1) + 15) / 16 * 16;
+    p.chunk = rows < 16 ? 16 : rows > portable::MOST_ROWS ? portable::MOST_ROWS : rows;
+    CHOOSE(level, prepare<T>)(p);
+    share(p.outputs > p.chunk ? threads : 1, CHOOSE(level, work<T>), &p);
+}
+}  // namespace
+
+// What the library was built from.
+EXPORT const char *hasten_stamp() { return HASTEN_STAMP; }
+
+// The best instruction set of this processor: 0 portable, 1 AVX2, 2 AVX512.
+EXPORT int hasten_level() { return best(); }
+
+// Strides are in elements. y is contiguous, tokens x outputs. Returns 0, or 1 where there is no memory.
+EXPORT int hasten_product(int level, int threads, int number, int64_t tokens, int64_t rows, int64_t columns,
+                          const void *x, int64_t x_stride, const void *w, int64_t w_stride, const void *bias, void *y,
+                          int norm, const void *norm_weight, const void *norm_bias, float eps, float offset, int act,
+                          int gated, const void *residual, int64_t residual_stride, float scale) {
+    Product p;
+    p.rows = rows, p.columns = columns, p.tokens = tokens;
+    p.x = x, p.w = w, p.bias = bias, p.residual = residual, p.norm_weight = norm_weight, p.norm_bias = norm_bias, p.y = y;
+    p.x_stride = x_stride, p.w_stride = w_stride, p.residual_stride = residual_stride;
+    p.norm = norm, p.act = act, p.gated = gated != 0, p.eps = eps, p.offset = offset, p.scale = scale;
+    p.outputs = gated ? rows / 2 : rows;
+    p.padded = (columns + 15) / 16 * 16;
+    if (tokens == 0 || p.outputs == 0) return 0;
+    p.wide = static_cast<float *>(aligned_alloc(64, size_t(tokens * p.padded + 16) * sizeof(float)));
+    if (!p.wide) return 1;
+    if (number == FLOAT32) run<float>(level, threads, p);
+    if (number == BFLOAT16) run<bfloat16>(level, threads, p);
+    if (number == FLOAT16) run<float16>(level, threads, p);
+    free(p.wide);
+    return 0;
+}
+
+// q (tokens, heads, dim) by strides; pools (pages, page_size, kv_heads, dim) and y contiguous; dim at most 256.
+EXPORT void hasten_attend(int level, int threads, int number, int64_t tokens, int64_t sequences, int64_t heads,
+                          int64_t kv_heads, int64_t dim, const void *q, int64_t q_token, int64_t q_head,
+                          const void *keys, const void *values, int64_t page_size, const int64_t *tables,
+                          int64_t table_row, const int64_t *starts, const int64_t *lengths, float scale, float softcap,
+                          int64_t window, const float *slopes, const void *sinks, void *y) {
+    Attend a;
+    a.tokens = tokens, a.sequences = sequences, a.heads = heads, a.kv_heads = kv_heads, a.dim = dim;
+    a.q = q, a.q_token = q_token, a.q_head = q_head, a.keys = keys, a.values = values, a.page_size = page_size;
+    a.tables = tables, a.table_row = table_row, a.starts = starts, a.lengths = lengths;
+    a.scale = scale, a.softcap = softcap, a.window = window, a.slopes = slopes, a.sinks = sinks, a.y = y;
+    const int64_t each = (tokens * heads + threads - 1) / threads;
+    a.together = each < 1 ? 1 : each > HEADS ? HEADS : each;
+    if (number == FLOAT32) share(threads, CHOOSE(level, attend<float>), &a);
+    if (number == BFLOAT16) share(threads, CHOOSE(level, attend<bfloat16>), &a);
+    if (number == FLOAT16) share(threads, CHOOSE(level, attend<float16>), &a);
+}
+
+// Keys and values of `bytes` each, `k_row` and `v_row` bytes apart, into their slots of two pools; negative: nowhere.
+EXPORT void hasten_write(int64_t tokens, int64_t bytes, const char *k, int64_t k_row, const char *v, int64_t v_row,
+                         char *keys, char *values, const int64_t *slots) {
+    for (int64_t t = 0; t < tokens; t++)
+        if (slots[t] >= 0) {
+            memcpy(keys + slots[t] * bytes, k + t * k_row, size_t(bytes));
+            memcpy(values + slots[t] * bytes, v + t * v_row, size_t(bytes));
+        }
+}
