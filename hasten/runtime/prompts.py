@@ -130,7 +130,7 @@ def _is_index(value: Any) -> bool:
 
 
 def _outside(tokens: list[int], bounds: Bounds) -> list[tuple[int, int]]:
-    if tokens and 0 <= min(tokens) and max(tokens) < bounds.vocab:
+    if tokens and min(tokens) >= 0 and max(tokens) < bounds.vocab:
         return []
     return [(at, t) for at, t in enumerate(tokens) if not 0 <= t < bounds.vocab][:SHOWN]
 

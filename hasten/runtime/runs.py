@@ -51,15 +51,14 @@ class Runs(Fixed):
 
     def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
         """Put rows into the first places, for one step."""
+        size = self.kept.pools.page_size
         ends = list(accumulate(row.stop - row.start for row in rows))
         sampling = [row for row in rows if row.samples]
         self.fill(
             {
                 "ids": [*chain.from_iterable(map(known, rows))],
                 "positions": [*chain.from_iterable(range(row.start, row.stop) for row in rows)],
-                "slots": [
-                    *chain.from_iterable(part for row in rows for part in _slots(row, self.kept.pools.page_size))
-                ],
+                "slots": [*chain.from_iterable(part for row in rows for part in _slots(row, size))],
                 "lengths": [row.stop for row in rows],
                 "tables": self.page_tables(rows),
                 "starts": [0, *ends, *[ends[-1] if ends else 0] * (self.places - len(rows))],
