@@ -27,6 +27,9 @@ FEWEST = 97  # rows that fill enough of a tile of 128; fewer than 65 are product
 ONE_TILE = 128  # rows up to which a product alone is faster than cuBLAS' too, if it has enough columns
 COLUMNS = 2048
 BY_CUBLAS = frozenset(("relu", "gelu_tanh"))  # activations that it applies itself, behind a bias
+CACHED = (
+    2**24
+)  # numbers of 16 bits that stay in the second-level cache, from which a kernel for the activation reads them
 SMALL = 2**22  # numbers of a matrix that is read in so little time that the gap before it counts
 
 
@@ -65,7 +68,8 @@ def _accepts_up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> boo
     known = mlp.act in CURVES or (mlp.gated and mlp.act == "clamped_swiglu")
     if not known or not _fits(x, m):
         return False
-    mine = not mlp.gated and (m.bias is None or mlp.act not in BY_CUBLAS)
+    large = x.shape[:-1].numel() * len(m.weight) > CACHED
+    mine = not mlp.gated and large and (m.bias is None or mlp.act not in BY_CUBLAS)
     return _alone(x, m) or (mine and _wide(x, m) is not None)
 
 
