@@ -38,7 +38,9 @@ class Implementation:
     run: Function
     devices: frozenset[str]
     accepts: Callable[..., bool]
-    invariant: bool  # inside `invariant()` a row's answer is the same bits whatever the other rows are, and how many
+    invariant: bool = (
+        False  # inside `invariant()` a row's answer is the same bits whatever the other rows are, and how many
+    )
 
 
 @dataclass(slots=True)

@@ -242,6 +242,24 @@ def test_a_row_without_filters_is_drawn_as_beside_one_with_filters(device: str) 
         assert same(ops.sample(logits, Choice(temperature), uniform, None, None), plain)
 
 
+def test_a_draw_without_filters_takes_the_launches_that_filters_take(
+    device: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hasten.ops.triton import sample
+
+    asked: list[bool] = []
+    keeps = sample.keeps
+    monkeypatch.setattr(sample, "keeps", lambda s, c: asked.append(s.logits.dtype == torch.float32) or keeps(s, c))
+    logits, temperature, uniform = place(made_sample(F16), device)
+    with ops.use("triton"):
+        ops.sample(logits[:2], Choice(temperature[:2]), uniform[:2], None, None)
+    assert asked == []
+    with ops.invariant():
+        ops.sample(logits[:2], Choice(temperature[:2]), uniform[:2], None, None)
+    assert asked == [True]
+
+
 # ---- tiles of several heights are one arithmetic: the compiler's own word for it
 
 

@@ -92,10 +92,11 @@ def test_without_the_option_nothing_is_under_the_rule(ruled: list[bool]) -> None
 def test_equal_logits_are_told_in_one_order_whatever_the_vocabulary() -> None:
     from hasten.runtime.sampler import _scores
 
-    raw = torch.tensor([[1.0, 2.0, 2.0, 0.0, 2.0]]).expand(3, 5)
+    raw = torch.tensor([1.0, 2.0, 2.0, 0.0, 2.0]).repeat(201)[:1003].expand(3, -1)
     with ops.invariant():
-        chosen, best, values = _scores(raw, torch.tensor([4, 0, 2]), 4)
-    assert best.tolist() == [[1, 2, 4, 0]] * 3
+        chosen, best, values = _scores(raw, torch.tensor([4, 0, 2]), 700)
+    twos, ones = ([i for i, x in enumerate(raw[0].tolist()) if x == wanted] for wanted in (2.0, 1.0))
+    assert best.tolist() == [(twos + ones)[:700]] * 3
     torch.testing.assert_close(values, raw.log_softmax(-1).gather(1, best), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(chosen, raw.log_softmax(-1)[range(3), [4, 0, 2]], atol=1e-6, rtol=1e-6)
 
