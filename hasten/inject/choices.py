@@ -27,11 +27,10 @@ def choices(t: Transformer, rows: int, paged: bool, invariant: bool = False) -> 
     x = torch.zeros(rows, t.tower.width, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         calls = [*_parts(t.layers[0], x), *_attention(t.layers[0], x, paged), *_mlp(t.layers[0], x)]
-        free = ops.invariant() if invariant else nullcontext()
-        forced = free if 0 not in t.backends else ops.use(t.backends[0])
-        with forced:
+        free = ops.invariant if invariant else nullcontext
+        with ops.use(t.backends[0]) if 0 in t.backends else free():
             found = [_chosen(*call) for call in calls]
-        with free:
+        with free():
             return tuple(dict.fromkeys((*found, *(_chosen(*call) for call in _head(t, x)))))
 
 

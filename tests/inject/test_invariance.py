@@ -10,8 +10,10 @@ import torch
 import transformers
 
 import hasten
+from hasten import ops
 from hasten.errors import ConfigError
 from hasten.inject.attach import attach
+from hasten.inject.choices import choices
 from hasten.inject.invariance import check_fallbacks, check_invariance, unkept
 from hasten.inject.native import Native
 from tests.tiny import TINY, build
@@ -140,6 +142,20 @@ def test_explain_says_that_it_is_on_and_what_is_outside(monkeypatch: pytest.Monk
     assert "2 calls were answered by transformers' loop: not batch-invariant" in text
 
 
+def test_what_would_run_is_told_of_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[None] = []
+
+    def mode() -> Any:
+        entered.append(None)
+        return ops.use(None)  # a CPU has nothing to choose from in the mode itself
+
+    (b,) = hasten.init_inference(build(TINY["llama"])).backbones
+    free = choices(b.transformer, 1, True)
+    monkeypatch.setattr(ops, "invariant", mode)
+    assert choices(b.transformer, 1, True, invariant=True) == free
+    assert entered
+
+
 @pytest.mark.gpu
 def test_an_engine_on_a_gpu_answers_alike_in_every_company() -> None:
     config = transformers.LlamaConfig(
@@ -153,9 +169,9 @@ def test_an_engine_on_a_gpu_answers_alike_in_every_company() -> None:
     model = transformers.LlamaForCausalLM(config)
     engine = hasten.init_inference(model, dtype=torch.bfloat16, batch_invariant=True, certify=True)
     b = engine.explain().backbones[0]
-    for ops in (b.one_token, b.many_tokens):
-        assert {"linear triton", "attend_pages triton", "project triton", "up triton"} <= set(ops)
-        assert not any(o.endswith(("cublas", "cudnn", "flash")) for o in ops)
+    for chosen in (b.one_token, b.many_tokens):
+        assert {"linear triton", "attend_pages triton", "project triton", "up triton"} <= set(chosen)
+        assert not any(o.endswith(("cublas", "cudnn", "flash")) for o in chosen)
     batch = [torch.randint(3, 1003, (1 + 31 * i % 90,)).tolist() for i in range(20)]
     alone = [engine.generate([p], max_new_tokens=12, ignore_eos=True)[0].tokens for p in batch]
     assert [x.tokens for x in engine.generate(batch, max_new_tokens=12, ignore_eos=True)] == alone
