@@ -38,9 +38,7 @@ class Implementation:
     run: Function
     devices: frozenset[str]
     accepts: Callable[..., bool]
-    invariant: bool = (
-        False  # inside `invariant()` a row's answer is the same bits whatever the other rows are, and how many
-    )
+    invariant: bool = False  # inside `invariant()` a row's answer is the same bits whatever the other rows are
 
 
 @dataclass(slots=True)

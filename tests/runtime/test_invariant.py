@@ -66,7 +66,7 @@ def ruled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @interpreted
-@pytest.mark.filterwarnings("ignore:All-NaN")  # what tokens of nobody leave
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of what tokens of nobody leave
 @pytest.mark.parametrize("recorder", [Again(3), Never()], ids=["recorded", "launched"])
 def test_every_pass_and_every_recording_is_under_the_rule(recorder: Any, ruled: list[bool]) -> None:
     t, batch = tiny(), [[5, 7, 11, 13, 17], [3], [40, 2, 9]]
