@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.cpp", "numbers.h", "pool.h", "product.h", "attention.h"))
+SOURCES = tuple(HERE / name for name in ("kernels.cpp", "numbers.h", "pool.h", "product.h", "attention.h", "stack.h"))
 LIBRARY = HERE / "kernels.so"
 COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 FLAGS = (
