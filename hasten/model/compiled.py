@@ -23,8 +23,7 @@ from hasten.spec import Alibi, Attention, Rope
 class Plan:
     """Layers as the library reads them, for as long as their tensors lie where they lay."""
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, layers: Sequence[Layer]) -> None:
         attentions = [layer.attention.spec for layer in layers]
         self.kinds = list(dict.fromkeys(attentions))
         self.which = [self.kinds.index(a) for a in attentions]  # of the kinds, by layer
@@ -35,6 +34,11 @@ class Plan:
     @property
     def holds(self) -> bool:
         return self._look() == self._addresses
+
+    @property
+    def tracked(self) -> bool:
+        """Whether somebody wants gradients of the weights."""
+        return any(t.requires_grad for t in self._tensors)
 
     def _look(self) -> list[int]:
         return list(map(Tensor.data_ptr, self._tensors))
@@ -79,8 +83,9 @@ def plan(s: Stack, x: Tensor) -> Plan | None:
     plans = _plans.setdefault(s, {})
     made = plans.get(x.dtype)
     if x.dtype not in plans or (made is not None and not made.holds):
-        served = len(s.layers) > 0 and all(serves(layer, x) for layer in s.layers)
-        made = plans[x.dtype] = Plan(s.layers, x.dtype) if served else None
+        with torch.no_grad():  # steps() asks who wants a gradient
+            served = len(s.layers) > 0 and all(serves(layer, x) for layer in s.layers)
+        made = plans[x.dtype] = Plan(s.layers) if served else None
     return made
 
 
@@ -105,28 +110,20 @@ def serves(layer: Layer, x: Tensor) -> bool:
 
 def steps(x: Tensor, s: Stack, ctx: Context) -> bool:
     """Whether x is a few tokens over pages, all layers are served, and nobody wants a gradient."""
-    if x.dim() != 2 or not 0 < len(x) <= MOST.get(x.dtype, 0) or torch.is_grad_enabled():
+    if x.dim() != 2 or not 0 < len(x) <= MOST.get(x.dtype, 0):
         return False
-    if ctx.slots(0) is None or (p := plan(s, x)) is None:
+    into = ctx.slots(0)
+    if into is None or into.keys.dtype != x.dtype or not into.keys.is_contiguous():
         return False
-    return _same_pools(p, ctx) and all(ctx.reach(a) is not None for a in p.kinds)
-
-
-def _same_pools(p: Plan, ctx: Context) -> bool:
-    """Whether all pools are contiguous, in the plan's dtype, with pages of one size."""
-    sizes = set()
-    for i in range(len(p.which)):
-        into = ctx.slots(i)
-        for pool in () if into is None else (into.keys, into.values):
-            if pool.dtype != p.dtype or not pool.is_contiguous():
-                return False
-            sizes.add(pool.shape[1])
-    return len(sizes) == 1
+    p = plan(s, x)
+    if p is None or (torch.is_grad_enabled() and (x.requires_grad or p.tracked)):
+        return False
+    return all(ctx.reach(a) is not None for a in p.kinds)
 
 
 def run(native: Library, x: Tensor, s: Stack, ctx: Context) -> Tensor:
     """`stack` by the library."""
-    p, into, reach = plan(s, x), ctx.slots(0), ctx.reach(s.layers[0].attention.spec)
+    p, into, reach = _plans[s][x.dtype], ctx.slots(0), ctx.reach(s.layers[0].attention.spec)
     assert p is not None and into is not None and reach is not None, "steps() has seen to it"
     slots, tables, lengths = whole(into.slots), whole(reach.tables), whole(reach.lengths)
     starts = None if reach.starts is None else whole(reach.starts)

@@ -28,7 +28,10 @@ class Context(Protocol):
         ...
 
     def reach(self, a: Attention) -> Reach | None:
-        """What `attend` looks back at in those pages, if `attend_pages` is all that it does."""
+        """What `attend` looks back at in those pages, if `attend_pages` is all that it does.
+
+        Then the pools of all layers are contiguous, of one dtype, and their pages of one size.
+        """
         ...
 
     def attend(

@@ -39,7 +39,7 @@ class Sampler:
         self._choice = Choice()
 
     def choose(self, logits: Tensor, lines: Sequence[Line]) -> Choosing:
-        """A token for each row of logits (rows, vocabulary), float32 or wider, which may be written into."""
+        """A token for each row of logits (rows, vocabulary), which may be written into."""
         samplings = [s.request.sampling for s in lines]
         raw = logits
         for i, s in enumerate(lines):
@@ -97,7 +97,7 @@ def _scored(s: Sampling, token: int, share: float, best: list[int], shares: list
 
 def _scores(raw: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of the chosen tokens' shares (rows,), and the likeliest tokens with theirs, (rows, most)."""
-    shares = raw.log_softmax(-1)
+    shares = raw.to(torch.promote_types(raw.dtype, torch.float32)).log_softmax(-1)
     best = shares.topk(min(most, raw.shape[1]), -1)
     return shares.gather(1, tokens.clamp(min=0).unsqueeze(1)).squeeze(1), best.indices, best.values
 
