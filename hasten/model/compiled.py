@@ -1,4 +1,4 @@
-"""A few new tokens over pages through all blocks in one call of the compiled kernels, so that no Python lies between."""
+"""A few new tokens over pages through all blocks in one call of the compiled kernels: no Python lies between them."""
 
 from __future__ import annotations
 
