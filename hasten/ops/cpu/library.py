@@ -39,7 +39,7 @@ ARGUMENTS = {
 
 
 class Linear(ctypes.Structure):
-    """A matrix and its bias: `Matrix` in kernels.cpp."""
+    """A matrix and its bias: `Matrix` in calls.h."""
 
     _fields_ = (("w", POINTER), ("bias", POINTER), ("rows", SIZE), ("columns", SIZE), ("stride", SIZE))
 
@@ -51,7 +51,7 @@ class Norm(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """A block with its weights, as in kernels.cpp."""
+    """A block with its weights, as in calls.h."""
 
     _fields_ = (
         *((name, Linear) for name in ("qkv", "out", "up", "down")),
@@ -64,7 +64,7 @@ class Layer(ctypes.Structure):
 
 
 PLACE = ("keys", "values", "cos", "sin", "slopes")
-"""The addresses that a layer gets in one call, `Place` in kernels.cpp."""
+"""The addresses that a layer gets in one call, `Place` in calls.h."""
 
 
 @dataclass(frozen=True, slots=True)
