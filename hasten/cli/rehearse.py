@@ -44,6 +44,9 @@ class Rows:
     def slots(self, i: int) -> ops.Slots | None:
         return None if self._pools is None else ops.Slots(*self._pools[i], self._nowhere)
 
+    def reach(self, a: Attention) -> ops.Reach | None:
+        return None
+
     def attend(
         self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
     ) -> Tensor:

@@ -4,3 +4,5 @@ from hasten.model.context import Context, Dense, Store
 from hasten.model.transformer import Transformer
 
 __all__ = ["Context", "Dense", "Store", "Transformer"]
+
+from hasten.model import compiled as compiled  # noqa: E402, I001 -- registers

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasten import ops
-from hasten.ops import Slots
+from hasten.ops import Reach, Slots
 from hasten.spec import Alibi, Attention, Buckets, Dynamic, LongRope, Rope
 
 KeysAndValues = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -25,6 +25,13 @@ class Context(Protocol):
 
     def slots(self, i: int) -> Slots | None:
         """Where layer i keeps its keys and values, if it keeps them in pages."""
+        ...
+
+    def reach(self, a: Attention) -> Reach | None:
+        """What `attend` looks back at in those pages, if `attend_pages` is all that it does.
+
+        Then the pools of all layers are contiguous, of one dtype, and their pages of one size.
+        """
         ...
 
     def attend(
@@ -86,6 +93,9 @@ class Dense:
         return self._made[r]  # pyright: ignore[reportReturnType]
 
     def slots(self, i: int) -> Slots | None:
+        return None
+
+    def reach(self, a: Attention) -> Reach | None:
         return None
 
     def attend(

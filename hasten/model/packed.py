@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.model.context import KeysAndValues
-from hasten.ops import Slots
+from hasten.ops import Reach, Slots
 from hasten.spec import Attention, Dynamic, LongRope, Rope, Tower
 
 
@@ -73,6 +73,9 @@ class Packed:
         return self._turns[r]
 
     def slots(self, i: int) -> Slots | None:
+        return None
+
+    def reach(self, a: Attention) -> Reach | None:
         return None
 
     def attend(

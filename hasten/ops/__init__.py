@@ -8,7 +8,7 @@ from hasten.ops.linear import Matrix, linear
 from hasten.ops.moe import experts, route
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.packed import attend_packed
-from hasten.ops.pages import Slots, attend_pages, write_pages
+from hasten.ops.pages import Reach, Slots, attend_pages, write_pages
 from hasten.ops.region import head, project, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
@@ -25,6 +25,7 @@ __all__ = [
     "Matrix",
     "NormLayer",
     "Op",
+    "Reach",
     "Slots",
     "Workspace",
     "act",

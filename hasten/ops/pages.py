@@ -25,6 +25,16 @@ class Slots:
     slots: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reach:
+    """What new tokens look back at over pages, as `attend_pages` takes it: all layers share it, but for the slopes."""
+
+    tables: Tensor
+    starts: Tensor | None
+    lengths: Tensor
+    slopes: Tensor | None
+
+
 @op_by_rows
 def write_pages(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """Store k and v, (tokens, kv_heads, head_dim), at slots = page * size + offset; a negative slot is skipped."""

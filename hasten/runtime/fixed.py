@@ -98,12 +98,15 @@ class Fixed:
     def slots(self, i: int) -> ops.Slots:
         return ops.Slots(*self.kept.pools.layers[i], self.at["slots"])
 
+    def reach(self, a: Attention) -> ops.Reach:
+        at, slopes = self.at, self.kept.slopes.of(a, self.device)
+        return ops.Reach(at["tables"], at.get("starts"), at["lengths"], slopes)
+
     def attend(
         self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
     ) -> Tensor:
-        at, slopes = self.at, self.kept.slopes.of(a, self.device)
-        keys, values = self.kept.pools.layers[i]
-        return ops.attend_pages(q, keys, values, at["tables"], at.get("starts"), at["lengths"], a, slopes, sinks)
+        r, (keys, values) = self.reach(a), self.kept.pools.layers[i]
+        return ops.attend_pages(q, keys, values, r.tables, r.starts, r.lengths, a, r.slopes, sinks)
 
     def attend_memory(self, i: int, a: Attention, q: Tensor, make: KeysAndValues) -> Tensor:
         raise AssertionError("towers with cross attention are refused before they run")

@@ -102,14 +102,20 @@ class Paged:
     def slots(self, i: int) -> ops.Slots:
         return ops.Slots(*self.pools.layers[i], self.where)
 
+    def reach(self, a: Attention) -> ops.Reach | None:
+        if isinstance(a.position, Alibi) and a.position.bf16:
+            return None
+        return ops.Reach(self.tables, self.starts, self.lengths, self._slopes.of(a, self.positions.device))
+
     def attend(
         self, i: int, a: Attention, q: Tensor, k: Tensor | None, v: Tensor | None, sinks: Tensor | None
     ) -> Tensor:
         keys, values = self.pools.layers[i]
-        if isinstance(a.position, Alibi) and a.position.bf16:
+        r = self.reach(a)
+        if r is None:
+            assert isinstance(a.position, Alibi), "nothing else is rounded"
             return self._attend_rounded(keys, values, a, a.position, q, sinks)
-        slopes = self._slopes.of(a, q.device)
-        return ops.attend_pages(q, keys, values, self.tables, self.starts, self.lengths, a, slopes, sinks)
+        return ops.attend_pages(q, keys, values, r.tables, r.starts, r.lengths, a, r.slopes, sinks)
 
     def attend_memory(self, i: int, a: Attention, q: Tensor, make: KeysAndValues) -> Tensor:
         raise AssertionError("towers with cross attention are refused before they run")

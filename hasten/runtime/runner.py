@@ -120,10 +120,8 @@ class Runner:
             return Single([], None)
         if len(last) < len(ids):
             x = x[sampled]
-        logits = self.model.predict(x)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         lines = [row.sequence for row in rows if row.samples]
-        return Single(lines, self.sampler.choose(logits, lines))
+        return Single(lines, self.sampler.choose(self.model.predict(x), lines))
 
     def clear(self) -> None:
         """Give back the memory of pages and tables."""

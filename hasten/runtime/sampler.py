@@ -40,7 +40,7 @@ class Sampler:
         self._choice = Choice()
 
     def choose(self, logits: Tensor, lines: Sequence[Line]) -> Choosing:
-        """A token for each row of logits (rows, vocabulary), float32 or wider, which may be written into."""
+        """A token for each row of logits (rows, vocabulary), which may be written into."""
         samplings = [s.request.sampling for s in lines]
         raw = logits
         for i, s in enumerate(lines):
@@ -98,6 +98,7 @@ def _scored(s: Sampling, token: int, share: float, best: list[int], shares: list
 
 def _scores(raw: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of the chosen tokens' shares (rows,), and the likeliest tokens with theirs, (rows, most)."""
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
     chosen, most = tokens.clamp(min=0).unsqueeze(1), min(most, raw.shape[1])
     if ops.is_invariant():
         # rows begin at multiples of 16 bytes, or torch adds each up from another place on, and equals keep their order

@@ -28,7 +28,8 @@ def convert(value: Any, dtype: torch.dtype) -> Any:
         return type(value)(convert(v, dtype) for v in value)
     if is_dataclass(value) and not isinstance(value, type):
         found = {f.name: getattr(value, f.name) for f in fields(value)}
-        changed = {name: convert(v, dtype) for name, v in found.items() if isinstance(v, Tensor)}
+        inside = (Tensor, tuple, list)
+        changed = {n: convert(v, dtype) for n, v in found.items() if isinstance(v, inside) or is_dataclass(v)}
         return replace(value, **changed) if changed else value
     return value
 

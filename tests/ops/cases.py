@@ -13,6 +13,7 @@ from hasten.spec import Rope
 from tests.ops.arguments import Maker, convert, matrix, norm_layer, random, strided, tensors
 from tests.ops.attention_cases import ATTENDS, PACKED, PAGES, WRITES
 from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, SETTLES, UPS
+from tests.ops.stack_cases import STACKS
 from tests.ops.step_cases import ADVANCES, EMBEDS
 
 __all__ = ["CASES", "convert", "tensors"]
@@ -132,4 +133,5 @@ CASES: dict[str, dict[str, Maker]] = {
     "settle": SETTLES,
     "up": UPS,
     "head": HEADS,
+    "stack": STACKS,
 }

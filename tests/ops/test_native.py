@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hasten.ops import Matrix, NormLayer, attend_pages, head, linear, project, qkv, up, use, write_pages
-from hasten.ops.cpu import native, native_pages
+from hasten.ops import Choice, Matrix, NormLayer, attend_pages, head, linear, project, qkv, sample, up, use, write_pages
+from hasten.ops.cpu import native, native_pages, native_sample
 from hasten.ops.cpu.build import FLAGS, SOURCES, BuildError, build, compilers, stamp
 from hasten.ops.cpu.library import LEVELS, LIBRARY, Library, load
 from hasten.spec import Attention, Head, Mlp, Norm
@@ -262,6 +262,39 @@ def test_rows_are_written_where_they_belong_and_nowhere_else(dtype: torch.dtype,
     assert all(pool.equal(w) for pool, w in zip(pools, want, strict=True))
 
 
+# ---- choices
+
+
+@NEEDED
+@EACH_DTYPE
+@EACH_LEVEL
+@given(data=st.data())
+def test_the_likeliest_is_the_first_of_the_greatest(level: int, dtype: torch.dtype, data: st.DataObject) -> None:
+    rows, columns, gap = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 100)), data.draw(st.integers(0, 3))
+    numbers = st.sampled_from([0.0, -0.0, 1.0, -2.5, 7.0, -torch.inf])
+    special = st.lists(st.tuples(st.integers(0, columns - 1), st.sampled_from([torch.inf, torch.nan, 7.0])), max_size=2)
+    x = torch.tensor([[data.draw(numbers) for _ in range(columns)] for _ in range(rows)])
+    for at_column, value in data.draw(special):
+        x[-1, at_column] = value
+    logits = torch.cat((x, x.new_full((rows, gap), torch.nan)), 1).to(dtype)[:, :columns]
+    got = native_sample.choose(at(level), logits)
+    assert got.tolist() == sample.reference(logits, Choice(), None, None, None).tolist()
+
+
+@NEEDED
+def test_greedy_rows_go_to_the_library_and_no_others() -> None:
+    x, none = random(2, 50), (None, None, None)
+
+    def chosen(x: Tensor, c: Choice) -> str:
+        return dict(sample.explain(x, c, *none))["native"]
+
+    assert chosen(x, Choice()) == chosen(x.bfloat16(), Choice(top_k=torch.tensor([3, 3]))) == "chosen"
+    no = "does not accept these arguments"
+    assert chosen(x, Choice(temperature=torch.ones(2))) == chosen(x, Choice(presence=torch.ones(2))) == no
+    assert chosen(x.double(), Choice()) == chosen(x[:, ::2], Choice()) == chosen(x[:0], Choice()) == no
+    assert chosen(torch.zeros(1, 1).expand(2**11, 2**10), Choice()) == no
+
+
 # ---- compiling and loading
 
 
@@ -334,9 +367,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
+from hasten.model import compiled
 from hasten.ops import Matrix, NormLayer
-from hasten.ops.cpu import native, native_pages
+from hasten.ops.cpu import native, native_pages, native_sample
 from hasten.ops.cpu.library import Library, load
+from tests.ops.stack_cases import STACKS
 from hasten.spec import Attention, Norm
 torch.set_num_threads(1)
 found = load(Path(sys.argv[1]))
@@ -362,8 +397,15 @@ for level in range(found.level + 1):
                 slopes, sinks = torch.rand(heads), random(heads)
                 native_pages.attend_steps(lib, random(1, heads, dim), *pools, table, None, count, a, slopes, sinks)
                 native_pages.write_rows(lib, random(2, kv, dim), random(2, kv, dim), *pools, torch.tensor([-1, 159]))
+        for make in STACKS.values():
+            if compiled.steps(*(arguments := make(dtype))):
+                compiled.run(lib, *arguments)
+        for columns in (1, 15, 16, 100):
+            native_sample.choose(lib, random(2, columns))
 print("clean")
 """
+
+SHORT = "compiled.run(lib, *arguments[:2], replace(arguments[2], where=arguments[2].where[1:].clone()))"
 
 
 @pytest.mark.skipif(not compilers() or sys.platform != "linux", reason="no compiler with sanitizers")
@@ -398,3 +440,5 @@ def test_sanitizers_find_nothing_unless_there_is_something(tmp_path: Path) -> No
         "Matrix(random(rows, columns), random(rows))", "Matrix(random(rows, columns), random(rows - 1))"
     )
     assert "heap-buffer-overflow" in run(early).stderr
+    short = EXERCISE.replace("compiled.run(lib, *arguments)", SHORT)
+    assert "heap-buffer-overflow" in run(short).stderr

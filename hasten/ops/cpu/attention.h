@@ -122,3 +122,9 @@ template <class T> void attend(void *arguments) {
         answer<T>(a, token, a.tables + r * a.table_row, here, head, count);
     }
 }
+
+template <class T> void attend_all(int threads, Attend &a) {
+    const int64_t each = (a.tokens * a.heads + threads - 1) / threads;
+    a.together = each < 1 ? 1 : each > HEADS ? HEADS : each;
+    share(threads, attend<T>, &a);
+}

@@ -13,7 +13,8 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.cpp", "numbers.h", "pool.h", "product.h", "attention.h"))
+HEADERS = ("calls.h", "numbers.h", "pool.h", "product.h", "attention.h", "stack.h")
+SOURCES = (HERE / "kernels.cpp", *(HERE / name for name in HEADERS))
 LIBRARY = HERE / "kernels.so"
 COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 FLAGS = (

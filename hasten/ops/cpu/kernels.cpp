@@ -1,6 +1,6 @@
 // Kernels for one row or a few on a CPU, behind a plain C interface. See product.h for how they work.
 //
-// One file holds every instruction set: product.h is compiled once for each of them, and the first call asks the
+// One file holds every instruction set: product.h and what stands on it are compiled once for each, and the first call asks the
 // processor. Nothing here needs a library beside the C one; the threads are our own (pool.h).
 
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "calls.h"
 #include "numbers.h"
 #include "pool.h"
 
@@ -31,36 +32,10 @@
 
 namespace {
 
-enum Number { FLOAT32, BFLOAT16, FLOAT16 };
-enum Norm { NO_NORM, LAYER, RMS };
-constexpr int64_t HEADS = 8;  // the most heads of one task of attention
-enum Act { NO_ACT, RELU, RELU2, GELU, GELU_TANH, QUICK_GELU, SILU, TANH };
-
-// y = act([norm] x W^T + bias), or residual + scale (x W^T + bias). gated: act of the first half times the second.
-struct Product {
-    int64_t rows, columns, tokens;  // W is rows x columns, x is tokens x columns
-    const void *x, *w, *bias, *residual, *norm_weight, *norm_bias;
-    void *y;
-    int64_t x_stride, w_stride, residual_stride;
-    int norm, act;
-    bool gated;
-    float eps, offset, scale;
-    float *wide;      // x, normalised, as float32 in rows of `padded`, zeros behind each
-    int64_t padded, outputs, chunk;
-    std::atomic<int64_t> next{0};
-};
-
-// y = softmax(scale q k) v of each new token over what its sequence keeps in pages.
-struct Attend {
-    int64_t tokens, sequences, heads, kv_heads, dim, page_size, table_row, q_token, q_head, window;  // window 0: all keys
-    int64_t together;                                       // heads of a task
-    const void *q, *keys, *values, *sinks;
-    const int64_t *tables, *starts, *lengths;  // starts: null where every sequence has one new token
-    const float *slopes;
-    void *y;
-    float scale, softcap;  // softcap 0: none
-    std::atomic<int64_t> next{0};
-};
+// Of rows of x as float32, each padded with zeros, and a vector more.
+size_t wide_bytes(int64_t tokens, int64_t columns) {
+    return (size_t(tokens * ((columns + 15) / 16 * 16) + 16) * sizeof(float) + 63) / 64 * 64;
+}
 }  // namespace
 
 namespace portable {
@@ -94,6 +69,7 @@ inline float sum(Lanes a) {
 }
 #include "product.h"
 #include "attention.h"
+#include "stack.h"
 #undef WIDTH
 }  // namespace portable
 
@@ -124,6 +100,7 @@ inline float sum(Lanes a) {
 }
 #include "product.h"
 #include "attention.h"
+#include "stack.h"
 #undef WIDTH
 }  // namespace avx2
 #if defined(__clang__)
@@ -152,6 +129,7 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a,
 inline float sum(Lanes a) { return _mm512_reduce_add_ps(a); }
 #include "product.h"
 #include "attention.h"
+#include "stack.h"
 #undef WIDTH
 }  // namespace avx512
 #if defined(__clang__)
@@ -177,21 +155,19 @@ int best() {
     return PORTABLE;
 }
 
-// The function `name<T>` of an instruction set.
+// A call of the function `name<T>` of an instruction set, T by its number.
+#define TYPED(set, number, name, ...)                                            \
+    ((number) == FLOAT32    ? set::name<float>(__VA_ARGS__)                      \
+     : (number) == BFLOAT16 ? set::name<bfloat16>(__VA_ARGS__)                   \
+                            : set::name<float16>(__VA_ARGS__))
 #if X86
-#define CHOOSE(level, name) \
-    ((level) == AVX512 ? avx512::name : (level) == AVX2 ? avx2::name : portable::name)
+#define CHOOSE(level, number, name, ...)                                         \
+    ((level) == AVX512 ? TYPED(avx512, number, name, __VA_ARGS__)                \
+     : (level) == AVX2 ? TYPED(avx2, number, name, __VA_ARGS__)                  \
+                       : TYPED(portable, number, name, __VA_ARGS__))
 #else
-#define CHOOSE(level, name) ((void)(level), portable::name)
+#define CHOOSE(level, number, name, ...) ((void)(level), TYPED(portable, number, name, __VA_ARGS__))
 #endif
-
-template <class T> void run(int level, int threads, Product &p) {
-    // enough weights for the processor to see a stream, and rows that share no line of y with another thread's
-    const int64_t rows = (98304 / (p.columns * int64_t(sizeof(T)) + 1) + 15) / 16 * 16;
-    p.chunk = rows < 16 ? 16 : rows > portable::MOST_ROWS ? portable::MOST_ROWS : rows;
-    CHOOSE(level, prepare<T>)(p);
-    share(p.outputs > p.chunk ? threads : 1, CHOOSE(level, work<T>), &p);
-}
 }  // namespace
 
 // What the library was built from.
@@ -207,17 +183,14 @@ EXPORT int hasten_product(int level, int threads, int number, int64_t tokens, in
                           int gated, const void *residual, int64_t residual_stride, float scale) {
     Product p;
     p.rows = rows, p.columns = columns, p.tokens = tokens;
-    p.x = x, p.w = w, p.bias = bias, p.residual = residual, p.norm_weight = norm_weight, p.norm_bias = norm_bias, p.y = y;
+    p.x = x, p.w = w, p.bias = bias, p.residual = residual, p.y = y;
     p.x_stride = x_stride, p.w_stride = w_stride, p.residual_stride = residual_stride;
-    p.norm = norm, p.act = act, p.gated = gated != 0, p.eps = eps, p.offset = offset, p.scale = scale;
-    p.outputs = gated ? rows / 2 : rows;
-    p.padded = (columns + 15) / 16 * 16;
-    if (tokens == 0 || p.outputs == 0) return 0;
-    p.wide = static_cast<float *>(aligned_alloc(64, size_t(tokens * p.padded + 16) * sizeof(float)));
+    p.norm = {norm_weight, norm_bias, norm, eps, offset};
+    p.act = act, p.gated = gated != 0, p.scale = scale;
+    if (tokens == 0 || rows == 0) return 0;
+    p.wide = static_cast<float *>(aligned_alloc(64, wide_bytes(tokens, columns)));
     if (!p.wide) return 1;
-    if (number == FLOAT32) run<float>(level, threads, p);
-    if (number == BFLOAT16) run<bfloat16>(level, threads, p);
-    if (number == FLOAT16) run<float16>(level, threads, p);
+    CHOOSE(level, number, multiply_all, threads, p);
     free(p.wide);
     return 0;
 }
@@ -233,11 +206,7 @@ EXPORT void hasten_attend(int level, int threads, int number, int64_t tokens, in
     a.q = q, a.q_token = q_token, a.q_head = q_head, a.keys = keys, a.values = values, a.page_size = page_size;
     a.tables = tables, a.table_row = table_row, a.starts = starts, a.lengths = lengths;
     a.scale = scale, a.softcap = softcap, a.window = window, a.slopes = slopes, a.sinks = sinks, a.y = y;
-    const int64_t each = (tokens * heads + threads - 1) / threads;
-    a.together = each < 1 ? 1 : each > HEADS ? HEADS : each;
-    if (number == FLOAT32) share(threads, CHOOSE(level, attend<float>), &a);
-    if (number == BFLOAT16) share(threads, CHOOSE(level, attend<bfloat16>), &a);
-    if (number == FLOAT16) share(threads, CHOOSE(level, attend<float16>), &a);
+    CHOOSE(level, number, attend_all, threads, a);
 }
 
 // Keys and values of `bytes` each, `k_row` and `v_row` bytes apart, into their slots of two pools; negative: nowhere.
@@ -248,4 +217,35 @@ EXPORT void hasten_write(int64_t tokens, int64_t bytes, const char *k, int64_t k
             memcpy(keys + slots[t] * bytes, k + t * k_row, size_t(bytes));
             memcpy(values + slots[t] * bytes, v + t * v_row, size_t(bytes));
         }
+}
+
+// x (tokens, width), which is contiguous, through all layers in place. starts: null where every sequence has one new
+// token. Returns 0, or 1 where there is no memory.
+EXPORT int hasten_stack(int level, int threads, int number, int64_t count, const Layer *layers, const Place *places,
+                        int64_t tokens, void *x, const int64_t *slots, int64_t page_size, int64_t sequences,
+                        const int64_t *tables, int64_t table_row, const int64_t *starts, const int64_t *lengths) {
+    Stack s;
+    s.threads = threads, s.tokens = tokens, s.sequences = sequences, s.page_size = page_size, s.table_row = table_row;
+    s.slots = slots, s.tables = tables, s.starts = starts, s.lengths = lengths;
+    int64_t sizes[4] = {};  // qkv, heads, inner, the widest x
+    for (const Layer *l = layers; l < layers + count; l++) {
+        const int64_t inner = l->down.columns, heads = l->heads * l->dim, width = l->qkv.columns;
+        const int64_t wide = heads > width ? heads : width, own[4] = {l->qkv.rows, heads, inner, inner > wide ? inner : wide};
+        for (int i = 0; i < 4; i++) sizes[i] = own[i] > sizes[i] ? own[i] : sizes[i];
+    }
+    size_t bytes[4] = {0, 0, 0, wide_bytes(tokens, sizes[3])}, all = bytes[3];
+    for (int i = 0; i < 3; i++) all += bytes[i] = size_t(tokens * sizes[i] * 4 + 63) / 64 * 64;  // 4: of the widest number
+    char *memory = static_cast<char *>(aligned_alloc(64, all));
+    if (!memory) return 1;
+    s.qkv = memory, s.heads = memory + bytes[0], s.inner = memory + bytes[0] + bytes[1];
+    s.wide = reinterpret_cast<float *>(memory + bytes[0] + bytes[1] + bytes[2]);
+    for (int64_t i = 0; i < count; i++) CHOOSE(level, number, run_layer, s, layers[i], places[i], x);
+    free(memory);
+    return 0;
+}
+
+// The first of the greatest numbers of each row; -1 where that is not finite, or something in the row is no number.
+EXPORT void hasten_likeliest(int level, int number, int64_t rows, int64_t columns, const void *x, int64_t stride,
+                             int64_t *best) {
+    for (int64_t r = 0; r < rows; r++) best[r] = CHOOSE(level, number, likeliest, x, r * stride, columns);
 }

@@ -29,7 +29,42 @@ ARGUMENTS = {
         *(FLOAT, FLOAT, SIZE, POINTER, POINTER, POINTER),  # scale, softcap, window, slopes, sinks, y
     ),
     "write": (SIZE, SIZE, POINTER, SIZE, POINTER, SIZE, POINTER, POINTER, POINTER),  # as in kernels.cpp
+    "stack": (
+        *(INT, INT, INT, SIZE, POINTER, POINTER),  # level, threads, number, layers, their array, their places
+        *(SIZE, POINTER, POINTER, SIZE),  # tokens, x, slots, page size
+        *(SIZE, POINTER, SIZE, POINTER, POINTER),  # sequences, tables and their stride, starts, lengths
+    ),
+    "likeliest": (INT, INT, SIZE, SIZE, POINTER, SIZE, POINTER),  # level, number, rows, columns, x and its stride, ids
 }
+
+
+class Linear(ctypes.Structure):
+    """A matrix and its bias: `Matrix` in calls.h."""
+
+    _fields_ = (("w", POINTER), ("bias", POINTER), ("rows", SIZE), ("columns", SIZE), ("stride", SIZE))
+
+
+class Norm(ctypes.Structure):
+    """kind 0: there is none."""
+
+    _fields_ = (("weight", POINTER), ("bias", POINTER), ("kind", SIZE), ("eps", FLOAT), ("offset", FLOAT))
+
+
+class Layer(ctypes.Structure):
+    """A block with its weights, as in calls.h."""
+
+    _fields_ = (
+        *((name, Linear) for name in ("qkv", "out", "up", "down")),
+        *((name, Norm) for name in ("before_attention", "behind_attention", "before_mlp", "behind_mlp")),
+        ("sinks", POINTER),
+        *((name, SIZE) for name in ("heads", "kv_heads", "dim", "window", "turned", "neighbours")),
+        *((name, SIZE) for name in ("act", "gated", "parallel")),
+        *((name, FLOAT) for name in ("scale", "softcap", "residual")),
+    )
+
+
+PLACE = ("keys", "values", "cos", "sin", "slopes")
+"""The addresses that a layer gets in one call, `Place` in calls.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +74,8 @@ class Library:
     product: Any
     attend: Any
     write: Any
+    stack: Any
+    likeliest: Any
     level: int
 
 

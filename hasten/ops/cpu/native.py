@@ -42,7 +42,12 @@ def vectors(n: NormLayer | None, x: Tensor) -> bool:
     if n is None:
         return True
     w, b = n.weight, n.bias
-    return w.dim() == 1 and w.dtype == x.dtype and w.stride(0) == 1 and (b is None or b.dtype == x.dtype)
+    return (
+        w.dim() == 1
+        and w.dtype == x.dtype
+        and w.stride(0) == 1
+        and (b is None or (b.dtype == x.dtype and b.stride(0) == 1))
+    )
 
 
 _asked = os.environ.get("HASTEN_NUM_THREADS", "")

@@ -68,8 +68,8 @@ inline void activate(int act, float *y, int64_t n) {
 // y, which is padded with zeros, normalised over its first n numbers
 template <class T> void normalise(const Product &p, float *y) {
     const int64_t n = p.columns;
-    const T *weight = static_cast<const T *>(p.norm_weight), *bias = static_cast<const T *>(p.norm_bias);
-    if (p.norm == LAYER) {
+    const T *weight = static_cast<const T *>(p.norm.weight), *bias = static_cast<const T *>(p.norm.bias);
+    if (p.norm.kind == LAYER) {
         Lanes total = none();
         for (int64_t i = 0; i < p.padded; i += WIDTH) total = add(total, load(y + i));
         const float mean = sum(total) / float(n);
@@ -77,8 +77,8 @@ template <class T> void normalise(const Product &p, float *y) {
     }
     Lanes squares = none();
     for (int64_t i = 0; i < p.padded; i += WIDTH) squares = multiply_add(load(y + i), load(y + i), squares);
-    const float factor = 1.0f / sqrtf(sum(squares) / float(n) + p.eps);
-    for (int64_t i = 0; i < n; i++) y[i] *= factor * (p.offset + widen(weight[i]));
+    const float factor = 1.0f / sqrtf(sum(squares) / float(n) + p.norm.eps);
+    for (int64_t i = 0; i < n; i++) y[i] *= factor * (p.norm.offset + widen(weight[i]));
     if (bias)
         for (int64_t i = 0; i < n; i++) y[i] += widen(bias[i]);
 }
@@ -91,7 +91,7 @@ template <class T> void prepare(Product &p) {
         float *y = p.wide + t * p.padded;
         for (int64_t i = 0; i < n; i++) y[i] = widen(x[i]);
         for (int64_t i = n; i < p.padded; i++) y[i] = 0;
-        if (p.norm != NO_NORM) normalise<T>(p, y);
+        if (p.norm.kind != NO_NORM) normalise<T>(p, y);
     }
 }
 
@@ -191,4 +191,15 @@ template <class T> void work(void *product) {
                 finish<T>(p, first, rows, token + k, sums[0] + k * MOST_ROWS, sums[1] + k * MOST_ROWS);
         }
     }
+}
+
+// The whole product, given all but how it is divided.
+template <class T> void multiply_all(int threads, Product &p) {
+    // enough weights for the processor to see a stream, and rows that share no line of y with another thread's
+    const int64_t rows = (98304 / (p.columns * int64_t(sizeof(T)) + 1) + 15) / 16 * 16;
+    p.chunk = rows < 16 ? 16 : rows > MOST_ROWS ? MOST_ROWS : rows;
+    p.outputs = p.gated ? p.rows / 2 : p.rows;
+    p.padded = (p.columns + 15) / 16 * 16;
+    prepare<T>(p);
+    share(p.outputs > p.chunk ? threads : 1, work<T>, &p);
 }

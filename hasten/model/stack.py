@@ -1,0 +1,27 @@
+"""All blocks of a tower as one op, so that a backend may run a step through them in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hasten.model.block import block
+from hasten.model.context import Context
+from hasten.model.layer import Layer
+from hasten.ops.table import op
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The layers, and the identity under which a backend may keep what it made of them: a copy is another stack."""
+
+    layers: tuple[Layer, ...]
+
+
+@op
+def stack(x: Tensor, s: Stack, ctx: Context) -> Tensor:
+    """Hidden states (..., width) through every block."""
+    for i, layer in enumerate(s.layers):
+        x = block(layer, i, x, ctx)
+    return x
