@@ -23,10 +23,13 @@ class Stand:
     """One model in one dtype on one device, and Hasten's engine on a copy of it, each made when it is first wanted.
 
     alone: no peer is to be measured, so Hasten takes the only copy, as it does where memory has no room for two.
+    invariant: the engine's option batch_invariant.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype, device: torch.device, *, alone: bool = False) -> None:
-        self.name, self.dtype, self.device, self._alone = name, dtype, device, alone
+    def __init__(
+        self, name: str, dtype: torch.dtype, device: torch.device, *, alone: bool = False, invariant: bool = False
+    ) -> None:
+        self.name, self.dtype, self.device, self._alone, self._invariant = name, dtype, device, alone, invariant
         self.kind = kind(name)
         self.engines: dict[str, Engine] = {}  # by title
 
@@ -46,7 +49,7 @@ class Stand:
     @cached_property
     def engine(self) -> hasten.InferenceEngine:
         model = self.model if self.alone else copy.deepcopy(self.model)
-        return hasten.init_inference(model, device=str(self.device))
+        return hasten.init_inference(model, device=str(self.device), batch_invariant=self._invariant)
 
     @property
     def tower(self) -> Tower:

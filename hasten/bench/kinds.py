@@ -77,11 +77,10 @@ def _encode(w: Work, s: Stand, e: Engine) -> Job:
 def _offline(w: Work, s: Stand, e: Engine) -> Job:
     lengths = mix(w)
     asked, new = prompts(s.vocab, [n for n, _ in lengths]), [n for _, n in lengths]
-    # the warm-up meets every number of sequences at once that the work itself will meet, in a few steps
-    short = [p[:SHORTEST] for p in asked[:256]]
-    few = [1 + i * 32 // len(short) for i in range(len(short))]
+    # half of the requests, an eighth as long: what comes up again and again in the work is compiled and recorded then
+    some = asked[: -(-len(asked) // 2)], [-(-n // 8) for n in new[: -(-len(new) // 2)]]
     glimpse = asked[:32], [min(n, SHORTEST) for n in new[:32]]  # a profile of everything would be too long to be read
-    return Job(lambda: e.generate(short, few), (lambda: e.generate(asked, new),), lambda: e.generate(*glimpse))
+    return Job(lambda: e.generate(*some), (lambda: e.generate(asked, new),), lambda: e.generate(*glimpse))
 
 
 def _rate(w: Work, e: Engine, times: Times) -> list[float]:

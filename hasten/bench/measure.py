@@ -34,11 +34,12 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     failed: bool = False
     profiles: list[str] | None = None
+    invariant: bool = False  # Hasten's engines are made with batch_invariant=True
 
     def measure(self, works: Iterable[Work]) -> Iterator[tuple[Work, list[Result]]]:
         """Every work with its results, peers first and Hasten last. Works on the same model should lie side by side."""
         for (name, dtype, alone), group in groupby(works, lambda w: (w.model, w.dtype, self._alone(w))):
-            stand = Stand(name, dtype, self.device, alone=alone)
+            stand = Stand(name, dtype, self.device, alone=alone, invariant=self.invariant)
             try:
                 for w in group:
                     yield w, self._results(w, stand)

@@ -48,6 +48,9 @@ def arguments(p: argparse.ArgumentParser) -> None:
         help="tokens of the prompt or of an encoder's input (default: 128; offline: up to 1024)",
     )
     p.add_argument("--new", type=int, help="tokens to generate (default: 128; offline: up to 512)")
+    p.add_argument(
+        "--batch-invariant", action="store_true", help="Hasten's engine with batch_invariant=True: what that costs"
+    )
     p.add_argument("--runs", type=int, help="timed turns (default: 5; 3 for --standard)")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--markdown", type=Path, metavar="FILE")
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         torch.cuda.set_device(device.index or 0)
     ceilings = measure(device, dict.fromkeys(w.dtype for w in works))
     bench = Bench(device, ceilings, args.peers, args.runs or (3 if args.standard else 5))
-    bench.profiles = [] if args.profile else None
+    bench.profiles, bench.invariant = [] if args.profile else None, args.batch_invariant
     told = [t for t in targets if t.work in works] if args.standard or device.type == "cuda" else []
     report = Report(machine(ceilings), told, source, notes=bench.notes)
     _follow(bench, works, report, args)

@@ -2,7 +2,8 @@
 
 Triton keeps compiled kernels in TRITON_CACHE_DIR (~/.triton/cache), for its own version, this Python and this GPU. What
 a model can need is found by rehearsing its launches and compiled by all processors; a few calls follow, since torch and
-graphs prepare themselves too. Several models are warmed up beside each other, each in a process of its own.
+graphs prepare themselves too. With `--only` there are the calls alone. Several models are warmed up beside each other,
+each in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,17 +31,22 @@ BATCHES, PROMPTS = (1, 2, 4, 8, 16, 32), (16, 128, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One model, and what it is called with: every batch of the shortest prompts, and one prompt of each length."""
+    """One model, and what it is called with: every batch of the shortest prompts, and one prompt of each length.
+
+    whole: what any other call can need is compiled too.
+    """
 
     model: str
     dtype: str
     batches: tuple[int, ...]
     prompts: tuple[int, ...]
+    whole: bool = True
 
     def arguments(self, device: str | None) -> list[str]:
         """Of a `hasten warmup` that does this alone."""
         sizes = ["--batch", ",".join(map(str, self.batches)), "--prompt", ",".join(map(str, self.prompts))]
-        return [self.model, "--dtype", self.dtype, *sizes, *([] if device is None else ["--device", device])]
+        more = [*([] if self.whole else ["--only"]), *([] if device is None else ["--device", device])]
+        return [self.model, "--dtype", self.dtype, *sizes, *more]
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
@@ -50,6 +56,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument("--batch", type=counts, default=BATCHES, metavar="N,...", help="sequences at once")
     p.add_argument("--prompt", type=counts, default=PROMPTS, metavar="N,...", help="tokens of a prompt")
+    p.add_argument("--only", action="store_true", help="what these sizes need, and nothing for other ones")
     p.add_argument("--processes", type=int, metavar="N", help="that compile (default: one a processor)")
 
 
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet()
     torch_dtype(args.dtype)
-    plans = [Plan(model, args.dtype, args.batch, args.prompt) for model in args.model]
+    plans = [Plan(model, args.dtype, args.batch, args.prompt, not args.only) for model in args.model]
     plans += list(plans_of([t.work for t in standard()[1]])) if args.standard else []
     if not plans:
         raise ConfigError("nothing to warm up: name a model, or --standard")
@@ -81,7 +88,7 @@ def plans_of(works: Sequence[Work]) -> Iterator[Plan]:
         several = [w for w in mine if w.kind not in ("offline", "start", "cold-start")]
         if several:
             batches, prompts = ({w.batch for w in several}, {w.prompt for w in several})
-            yield Plan(model, NAMES[dtype], tuple(sorted(batches)), tuple(sorted(prompts)))
+            yield Plan(model, NAMES[dtype], tuple(sorted(batches)), tuple(sorted(prompts)), whole=False)
         if len(several) < len(mine):
             yield Plan(model, NAMES[dtype], tuple(2**i for i in range(9)), (SHORTEST, 512))
 
@@ -89,7 +96,7 @@ def plans_of(works: Sequence[Work]) -> Iterator[Plan]:
 def _beside_each_other(plans: Sequence[Plan], device: str | None) -> int:
     """Every plan in a process of its own; what each says as it ends, and 1 if one of them failed."""
     began = time.perf_counter()
-    processes = max((os.cpu_count() or 1) // len(plans), 1)
+    processes = max((os.cpu_count() or 1) // max(sum(p.whole for p in plans), 1), 1)
     command = [sys.executable, "-m", "hasten", "warmup", "--processes", str(processes)]
     started = [subprocess.Popen([*command, *p.arguments(device)]) for p in plans]
     failed = sum(process.wait() != 0 for process in started)
@@ -109,7 +116,7 @@ def _warm_up(p: Plan, device: str | None, processes: int) -> None:
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stand = Stand(p.model, dtype, where, alone=True)
     before, began = kernels(), time.perf_counter()
-    if where.type == "cuda" and "triton" in load():
+    if p.whole and where.type == "cuda" and "triton" in load():
         _compile(stand, processes)
     for batch, tokens in tqdm(list(_calls(p, stand.room)), unit="call", desc=p.model, leave=False, disable=None):
         _call(stand, batch, tokens)

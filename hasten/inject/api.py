@@ -18,6 +18,7 @@ from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
+from hasten.inject.invariance import check_fallbacks, check_invariance
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
 from hasten.ops.backends import load
@@ -42,6 +43,8 @@ def init_inference(
     if wanted is not None:
         try:
             engine.certificate = certify(engine, **wanted)
+            if options.batch_invariant:
+                check_fallbacks(backbones)
         except BaseException:
             engine.revert(force=True)
             raise
@@ -59,6 +62,8 @@ def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
     for b in backbones:
         options.check_masking(b.tower.causal and b.seam.kind == "decoder")
         check_forwards(b.module, b.path)
+    if options.batch_invariant:
+        check_invariance(model, backbones, options.dtype, _device(model, options))
     return backbones
 
 

@@ -2,7 +2,7 @@
 
 The first call of a kind runs as it is, which compiles and allocates whatever it needs; the second is recorded; the
 others copy their inputs to where the recording reads them, replay it, and copy what it leaves. Nothing else differs, so
-the answers are equal bit for bit.
+the answers are equal bit for bit. What a check wants to know of the first input, the recording finds as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hasten.inject.ahead import settle
+from hasten.inject.ahead import Extremes, asked, begin, settle, tell
 from hasten.ops.table import forced
 from hasten.ops.workspace import Workspace
 
@@ -46,19 +46,27 @@ class Recording:
     inputs: Tensors
     outputs: Tensors
     replay: Callable[[], None]
+    extremes: Extremes | None  # of the first input
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            if mine is not None and given is not None:
-                mine.copy_(given)
+        mine, given = ([t for t in each if t is not None] for each in (self.inputs, inputs))
+        if len(mine) == 1:
+            mine[0].copy_(given[0])  # images are large, and a program of the other copies 65,536 numbers
+        else:
+            # one launch where dtypes are the same
+            torch._foreach_copy_(mine, given)  # pyright: ignore[reportPrivateImportUsage]
         self.replay()
         return tuple(None if t is None else t.clone() for t in self.outputs)
 
 
 @dataclass(slots=True)
 class Lane:
-    """What the recordings of one stream share, since no two of them run at once: counters and memory."""
+    """What the recordings of one stream share, since no two of them run at once: counters and memory.
 
+    lock: is held until a replay's extremes have been read, which the next replay overwrites.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
     workspace: Workspace = field(default_factory=Workspace)
     pool: Any = None
     first: Callable[[], None] | None = None  # a pool whose last graph goes is gone, and none can be recorded into it
@@ -81,41 +89,47 @@ class Graphs:
 
         lane: the stream that this call runs on.
         """
-        key = (kind, lane, forced(), tuple(map(_shape, inputs)))
-        with self._lock:
-            found = self._calls.get(key)
-            if not isinstance(found, Recording):
-                settle()  # only a replay is safe with any input
-                found = self._new(key, compute, inputs, self._lane(lane))
-            else:
-                self._calls.move_to_end(key)
-            if isinstance(found, Recording):
-                return found(inputs)
-            with self._lane(lane).workspace:
-                return compute(*inputs)
+        first = inputs[0] if asked(inputs[0]) else None
+        key = (kind, lane, first is not None, forced(), tuple(map(_shape, inputs)))
+        own = self._lanes.get(lane) or self._lanes.setdefault(lane, Lane())
+        with own.lock:
+            with self._lock:
+                found = self._calls.get(key)
+                if isinstance(found, Recording):
+                    self._calls.move_to_end(key)
+                    begin(besides=first)
+                else:
+                    settle()  # only a replay is safe with any input
+                    found = self._new(key, compute, inputs, own, first is not None)
+                if not isinstance(found, Recording):
+                    with own.workspace:
+                        return compute(*inputs)
+                outputs = found(inputs)
+            if first is not None and found.extremes is not None:
+                tell(first, found.extremes.read())
+        return outputs
 
-    def _lane(self, lane: Hashable) -> Lane:
-        if lane not in self._lanes:
-            self._lanes[lane] = Lane()
-        return self._lanes[lane]
-
-    def _new(self, key: Hashable, compute: Compute, inputs: Tensors, lane: Lane) -> Recording | str | None:
+    def _new(
+        self, key: Hashable, compute: Compute, inputs: Tensors, lane: Lane, checked: bool
+    ) -> Recording | str | None:
         """What is known of a call that is not recorded, once it has been met again."""
         found = self._calls.get(key)
         if key in self._calls and found is None:
-            found = self._recorded(compute, inputs, lane)
+            found = self._recorded(compute, inputs, lane, checked)
         self._calls[key] = found
         self._calls.move_to_end(key)
         self._forget()
         return found
 
-    def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane) -> Recording | str:
+    def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane, checked: bool) -> Recording | str:
         """A recording, or why there is none: only the attempt shows whether a model's own code waits for the device."""
         with torch.inference_mode(False):
             mine = tuple(None if t is None else torch.empty_like(t).copy_(t) for t in inputs)
+            extremes = Extremes(mine[0], recorded=True) if checked and mine[0] is not None else None
+        work = compute if extremes is None else extremes.beside(compute)
         try:
             with lane.workspace:
-                replay, outputs, lane.pool = self._record(compute, mine, lane.pool)
+                replay, outputs, lane.pool = self._record(work, mine, lane.pool)
                 lane.first = lane.first or replay
         except RuntimeError as error:
             lane.pool = lane.first = None  # spoilt with the recording
@@ -123,7 +137,7 @@ class Graphs:
             while cause.__context__ is not None:  # the end of a spoilt recording complains too, and last
                 cause = cause.__context__
             return (str(cause).splitlines() or [type(cause).__name__])[0]
-        return Recording(mine, outputs, replay)
+        return Recording(mine, outputs, replay, extremes)
 
     def _forget(self) -> None:
         recorded = [k for k, v in self._calls.items() if isinstance(v, Recording)]

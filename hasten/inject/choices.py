@@ -17,8 +17,9 @@ PAGE = 16  # tokens
 Call = tuple[ops.Op, tuple[Any, ...]]
 
 
-def choices(t: Transformer, rows: int, paged: bool) -> tuple[str, ...]:
-    """`op implementation` for `rows` tokens through the first block, and the head; paged: as native generation calls.
+def choices(t: Transformer, rows: int, paged: bool, invariant: bool = False) -> tuple[str, ...]:
+    """`op implementation` for `rows` tokens through the first block, and the head; paged: as native generation calls,
+    invariant: where its rows must not depend on each other.
 
     A call of several tokens is of one sequence, all of them new.
     """
@@ -26,10 +27,11 @@ def choices(t: Transformer, rows: int, paged: bool) -> tuple[str, ...]:
     x = torch.zeros(rows, t.tower.width, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         calls = [*_parts(t.layers[0], x), *_attention(t.layers[0], x, paged), *_mlp(t.layers[0], x)]
-        forced = nullcontext() if 0 not in t.backends else ops.use(t.backends[0])
-        with forced:
+        free = ops.invariant if invariant else nullcontext
+        with ops.use(t.backends[0]) if 0 in t.backends else free():
             found = [_chosen(*call) for call in calls]
-        return tuple(dict.fromkeys((*found, *(_chosen(*call) for call in _head(t, x)))))
+        with free():
+            return tuple(dict.fromkeys((*found, *(_chosen(*call) for call in _head(t, x)))))
 
 
 def _parts(layer: Layer, x: Tensor) -> list[Call]:

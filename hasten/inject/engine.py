@@ -128,7 +128,8 @@ class InferenceEngine(nn.Module):
         b = self.backbones[0] if len(self.backbones) == 1 else None
         if b is None or b.seam.kind != "decoder" or b.tower.head is None:
             return None
-        return LiveGenerate(self.module, Native(b, limit=self._limit, graphs=self._graphs))
+        native = Native(b, limit=self._limit, graphs=self._graphs, invariant=self.options.batch_invariant)
+        return LiveGenerate(self.module, native)
 
     @property
     def _graphs(self) -> bool:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 
 MANY = 128  # tokens: a short prompt, or a batch of many sequences
+INVARIANT = (
+    "batch-invariant: native generation answers a request with the same bits whatever runs beside it; its price is in "
+    "docs/benchmarks.md, and forwards and transformers' loop do not have it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,19 @@ class GenerateReport:
     native: int
     loops: tuple[tuple[str, int], ...]  # why transformers' loop answered, and how often
     decoding: str  # how native decode steps run
+    invariant: bool  # what native generation gives a request does not depend on what runs beside it
 
     def __str__(self) -> str:
-        return f"generate: {self.native} native" + "".join(
-            f", {n} by transformers' loop ({why})" for why, n in self.loops
-        )
+        lines = [
+            f"generate: {self.native} native"
+            + "".join(f", {n} by transformers' loop ({why})" for why, n in self.loops),
+            f"  {self.decoding}",
+        ]
+        if self.invariant:
+            lines.append(f"  {INVARIANT}")
+            outside = sum(n for _, n in self.loops)
+            lines += [f"  {outside} calls were answered by transformers' loop: not batch-invariant"] if outside else []
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class Explanation:
                 f"  calls: {b.calls} fused" + "".join(f", {n} by the model itself ({why})" for why, n in b.detours),
             ]
         if self.generate is not None:
-            lines += [str(self.generate), f"  {self.generate.decoding}"]
+            lines.append(str(self.generate))
         if not self.backbones:
             lines.append("no backbone is fused: the model serves its calls itself")
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
@@ -78,22 +90,23 @@ class Explanation:
 
 def explain(engine: InferenceEngine) -> Explanation:
     """What there is to say about the engine at this moment."""
-    first = next(engine.module.parameters())
+    first, invariant = next(engine.module.parameters()), engine.options.batch_invariant
     return Explanation(
         model=type(engine.module).__name__,
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
-        backbones=tuple(map(_backbone, engine.backbones)) if engine.live else (),
+        backbones=tuple(_backbone(b, invariant) for b in engine.backbones) if engine.live else (),
         generate=_generate(engine.generating) if engine.live and engine.generating is not None else None,
         notes=tuple(engine.notes),
     )
 
 
 def _generate(live: LiveGenerate) -> GenerateReport:
-    return GenerateReport(live.served, tuple(live.loops.most_common()), str(live.native))
+    loops = tuple(live.loops.most_common())
+    return GenerateReport(live.served, loops, str(live.native), live.native.invariant)
 
 
-def _backbone(b: Backbone) -> BackboneReport:
+def _backbone(b: Backbone, invariant: bool) -> BackboneReport:
     assert b.loan is not None
     t, paged = b.transformer, b.seam.kind == "decoder" and b.tower.head is not None
     return BackboneReport(
@@ -105,8 +118,8 @@ def _backbone(b: Backbone) -> BackboneReport:
         dialect=b.bindings[0].dialect.name,
         weight_bytes=sum({w.data_ptr(): w.numel() * w.element_size() for w in t.weights.values()}.values()),
         emptied=len(b.loan.emptied),
-        one_token=choices(t, 1, paged),
-        many_tokens=choices(t, MANY, paged),
+        one_token=choices(t, 1, paged, invariant),
+        many_tokens=choices(t, MANY, paged, invariant),
         fallbacks=tuple(f"block {i}: {name}" for i, name in sorted(t.backends.items())),
         calls=b.calls,
         detours=tuple(Counter(b.detours).most_common()),

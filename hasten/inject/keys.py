@@ -221,6 +221,11 @@ KEYS: tuple[Key, ...] = (
         "True: base encoders leave tokens out that attention_mask hides, which saves their time; the last hidden state "
         "is zero there, where transformers gives numbers that nobody should use.",
     ),
+    Key("batch_invariant", FLAG, False, "works",
+        "True: native generation gives a request the same tokens and log-probabilities, to the bit, whatever else is "
+        "in the batch, however its prompt is cut, and whether it was run again. It costs speed, and is an error where "
+        "it cannot be kept.",
+    ),
     Key("device", DEVICE, None, "works",
         "Where the model runs. Not given: on the GPU it is on, or the current one; where it is if there is none.",
     ),

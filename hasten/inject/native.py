@@ -18,12 +18,12 @@ T = TypeVar("T")
 class Native:
     """Generates on a backbone's weights, as they are at each call.
 
-    limit: tokens that a prompt and its completion may have together. graphs: decode steps may be recorded. One caller
-    at a time is served; a copy of the model makes its own generator.
+    limit: tokens that a prompt and its completion may have together. graphs: decode steps may be recorded. invariant:
+    as the option batch_invariant says. One caller at a time is served; a copy of the model makes its own generator.
     """
 
-    def __init__(self, backbone: Backbone, *, limit: int | None, graphs: bool) -> None:
-        self.backbone, self.limit, self.graphs = backbone, limit, graphs
+    def __init__(self, backbone: Backbone, *, limit: int | None, graphs: bool, invariant: bool = False) -> None:
+        self.backbone, self.limit, self.graphs, self.invariant = backbone, limit, graphs, invariant
         self._begin()
 
     def _begin(self) -> None:
@@ -33,7 +33,8 @@ class Native:
         self.streams = 0  # that have begun and are not over
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone, "limit": self.limit, "graphs": self.graphs}
+        kept = ("backbone", "limit", "graphs", "invariant")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -80,7 +81,12 @@ class Native:
             unrecorded = not self.graphs and transformer.weights["tokens"].is_cuda
             recorder = Unrecorded() if unrecorded else None
             self._generator = Generator(
-                transformer, eos=ends, tokenizer=tokenizer, max_tokens=self.limit, recorder=recorder
+                transformer,
+                eos=ends,
+                tokenizer=tokenizer,
+                max_tokens=self.limit,
+                recorder=recorder,
+                invariant=self.invariant,
             )
             self._for = (transformer, tokenizer)
         return self._generator

@@ -39,6 +39,7 @@ class Options:
     keep_originals: bool = False
     merge_adapters: bool = False
     skip_padding: bool = False
+    batch_invariant: bool = False
     device: torch.device | None = None
     backend: str | None = None
     notes: tuple[str, ...] = ()
@@ -219,6 +220,12 @@ def _contradictions(settings: dict[str, Setting]) -> Iterator[str]:
     classes = [value.__name__ for value in policy.value.values() if isinstance(value, type)] if policy else []
     if fuse and not fuse.value and classes:
         yield f"{fuse} forbids what injection_policy ({', '.join(classes)}) asks for: leave one of them out"
+    invariant, backend = settings.get("batch_invariant"), settings.get("backend")
+    if invariant and invariant.value:
+        if backend:
+            yield f"{invariant} chooses the kernels itself, which contradicts {backend}: leave one of them out"
+        if fuse and not fuse.value:
+            yield f"{invariant} needs the fused backbone, which {fuse} forbids: leave one of them out"
 
 
 def _together(problems: list[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import RequestError
-from hasten.inject.ahead import Check, fetch
+from hasten.inject.ahead import Check, Range
 from hasten.inject.backbone import Backbone
 from hasten.runtime import Sampling
 from hasten.spec import Tokens
@@ -42,7 +42,10 @@ def check_tensors(arguments: Mapping[str, Any], backbones: Iterable[Backbone]) -
 
 
 def begin_checks(arguments: Mapping[str, Any], backbones: Iterable[Backbone]) -> Iterator[Check]:
-    """`check_tensors` without waiting for a device: what the host knows raises here, the ids' range when settled."""
+    """`check_tensors` without waiting for a device: what the host knows raises here, the ids' range when settled.
+
+    A device is asked at once, except by calls that choose when.
+    """
     for b in backbones:
         e = b.tower.embed
         if not isinstance(e, Tokens):
@@ -51,7 +54,10 @@ def begin_checks(arguments: Mapping[str, Any], backbones: Iterable[Backbone]) ->
         for name in names:
             ids = arguments.get(name)
             if isinstance(ids, Tensor):
-                yield _begin_ids(name, ids, e)
+                check = _check_ids(name, ids, e)
+                if not b.call.ahead:
+                    check.begin()
+                yield check
 
 
 def check_lengths(arguments: Mapping[str, Any]) -> None:
@@ -75,7 +81,7 @@ def check_limit(arguments: Mapping[str, Any], config: Any, limit: int | None, pr
         )
 
 
-def _begin_ids(name: str, ids: Tensor, e: Tokens) -> Check:
+def _check_ids(name: str, ids: Tensor, e: Tokens) -> Range:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise RequestError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim not in (2, 3) or 0 in ids.shape:  # heads over multiple choices take (batch, choices, tokens)
@@ -85,24 +91,19 @@ def _begin_ids(name: str, ids: Tensor, e: Tokens) -> Check:
         raise RequestError(
             f"{name} must be (batch, tokens) with at least one of each, got {tuple(ids.shape)}: {what}".rstrip(": ")
         )
-    settle = _begin_range(name, ids, e.vocab)
+    check = _check_range(name, ids, e.vocab)
     room = None if e.positions is None else e.positions - e.position_offset
     if room is not None and ids.shape[-1] > room:
-        settle()  # an id without a row is the worse of two errors
+        check()  # an id without a row is the worse of two errors
         raise RequestError(f"{name} has {ids.shape[-1]} tokens; the model's position table ends at {room}")
-    return settle
+    return check
 
 
-def _begin_range(name: str, ids: Tensor, vocab: int) -> Check:
-    bounds = torch.empty(2, dtype=ids.dtype, device=ids.device)
-    torch.aminmax(ids, out=(bounds[0], bounds[1]))  # one launch
-    read = fetch(bounds)
-
-    def settle() -> None:
-        low, high = read()
+def _check_range(name: str, ids: Tensor, vocab: int) -> Range:
+    def judge(low: int, high: int) -> None:
         if low < 0 or high >= vocab:
             bad = low if low < 0 else high
             where = ", ".join(map(str, (ids == bad).nonzero()[0].tolist()))
             raise RequestError(f"{name}[{where}] is {bad}; the vocabulary has ids 0 to {vocab - 1}")
 
-    return settle
+    return Range(ids, judge)

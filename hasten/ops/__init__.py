@@ -13,7 +13,7 @@ from hasten.ops.region import head, project, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
 from hasten.ops.settle import settle
-from hasten.ops.table import TABLE, Op, use
+from hasten.ops.table import TABLE, Op, invariant, is_invariant, use
 from hasten.ops.workspace import Workspace
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "experts",
     "gated",
     "head",
+    "invariant",
+    "is_invariant",
     "linear",
     "norm",
     "project",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -36,13 +36,13 @@ GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@op
+@op_by_rows
 def act(x: Tensor, kind: str) -> Tensor:
     """ACTS[kind] of every element."""
     return ACTS[kind](x)
 
 
-@op
+@op_by_rows
 def gated(x: Tensor, kind: str) -> Tensor:
     """(..., 2 width) [gate | up] to (..., width): GATED[kind](gate, up)."""
     gate, up = x.chunk(2, -1)

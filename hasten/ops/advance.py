@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 
 
-@op
+@op_by_rows
 def advance(
     tokens: Tensor,
     ids: Tensor,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 from hasten.spec import Tokens
 
 
@@ -28,7 +28,7 @@ class EmbedLayer:
         return torch.tensor(s.scale, dtype=self.tokens.dtype).item() if s.scale_rounded else s.scale
 
 
-@op
+@op_by_rows
 def embed(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:
     """Integer ids (...) to (..., width) in the dtype of the token table: scale * token [+ type] [+ position].
 

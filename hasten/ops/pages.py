@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.ops.attention import attend
-from hasten.ops.table import op
+from hasten.ops.table import op, op_by_rows
 from hasten.spec import Attention
 
 
@@ -35,7 +35,7 @@ class Reach:
     slopes: Tensor | None
 
 
-@op
+@op_by_rows
 def write_pages(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     """Store k and v, (tokens, kv_heads, head_dim), at slots = page * size + offset; a negative slot is skipped."""
     kept = slots >= 0

@@ -14,11 +14,11 @@ from hasten.ops.norm import NormLayer, norm
 from hasten.ops.pages import Slots, write_pages
 from hasten.ops.rope import rope
 from hasten.ops.settle import settle
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 from hasten.spec import Attention, Head, Mlp, Rope
 
 
-@op
+@op_by_rows
 def qkv(
     x: Tensor,
     before: NormLayer | None,
@@ -68,7 +68,7 @@ def _heads(y: Tensor, first: int, heads: int, a: Attention, n: NormLayer | None)
     return norm(part.view(shape), n)
 
 
-@op
+@op_by_rows
 def project(
     x: Tensor,
     m: Matrix,
@@ -82,14 +82,14 @@ def project(
     return settle(linear(x, m), residual, inner, outer, scale, layer_scale)
 
 
-@op
+@op_by_rows
 def up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
     """[norm] -> linear -> activation, gated or not: (..., width) to (..., mlp.width)."""
     y = linear(x if before is None else norm(x, before), m)
     return gated(y, mlp.act) if mlp.gated else act(y, mlp.act)
 
 
-@op
+@op_by_rows
 def head(x: Tensor, before: NormLayer | None, m: Matrix, h: Head) -> Tensor:
     """[norm] -> linear: (..., width) to logits (..., vocabulary), scaled and soft-capped as the head says."""
     x = x if before is None else norm(x, before)

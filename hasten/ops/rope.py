@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 from hasten.spec import Dynamic, Linear, Llama3, LongRope, Rope, Yarn
 
 
-@op
+@op_by_rows
 def rope(x: Tensor, cos: Tensor, sin: Tensor, r: Rope) -> Tensor:
     """Rotate the first `r.dim` of each head. x (..., heads, head_dim); cos, sin (..., dim / 2) for the same tokens."""
     wide = torch.promote_types(x.dtype, cos.dtype)

@@ -4,6 +4,9 @@ The reference is a plain torch function. It fixes the signature, the docstring a
 not be clever. An implementation registers under a backend's name, says on which devices it runs and which arguments it
 accepts. A call takes the first implementation, in order of registration, whose device fits and which accepts; the
 reference accepts everything, so nothing falls through and nothing is chosen by exception.
+
+Inside `with invariant()` a row's answer must not depend on the rows beside it. Only what says so of itself serves
+there, and a call that nothing of the kind accepts is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +24,7 @@ from torch import Tensor
 from hasten.errors import ConfigError
 
 Function = Callable[..., Any]
+INVARIANT = "batch-invariant"  # in place of a backend's name
 _forced: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
@@ -34,6 +38,7 @@ class Implementation:
     run: Function
     devices: frozenset[str]
     accepts: Callable[..., bool]
+    invariant: bool = False  # inside `invariant()` a row's answer is the same bits whatever the other rows are
 
 
 @dataclass(slots=True)
@@ -41,11 +46,12 @@ class Op:
     name: str
     reference: Function
     signature: inspect.Signature
+    invariant: bool = False  # of the reference, whose parts are ops or element by element
     implementations: list[Implementation] = field(default_factory=list)
     serving: dict[str, tuple[Implementation, ...]] = field(default_factory=dict)  # device -> those a free choice tries
 
     def register(
-        self, backend: str, *, devices: str, accepts: Callable[..., bool] = always
+        self, backend: str, *, devices: str, accepts: Callable[..., bool] = always, invariant: bool = False
     ) -> Callable[[Function], Function]:
         """Decorate a faster implementation. Its signature must equal the reference's; `accepts` is pure and cheap."""
         where = serving = frozenset(devices.split())
@@ -56,7 +62,7 @@ class Op:
         def add(run: Function) -> Function:
             if (found := inspect.signature(run)) != self.signature:
                 raise TypeError(f"{backend} {self.name}{found} differs from the reference {self.signature}")
-            made = Implementation(backend, run, where, accepts)
+            made = Implementation(backend, run, where, accepts, invariant)
             self.implementations.append(made)
             for device in serving:
                 self.serving[device] = (*self.serving.get(device, ()), made)
@@ -75,6 +81,8 @@ class Op:
     def choose(self, x: Tensor, *args: Any, **kwargs: Any) -> Function:
         """The function that a call with these arguments runs."""
         forced = _forced.get()
+        if forced == INVARIANT:
+            return self._invariant(x, *args, **kwargs)
         if forced is not None:
             return self._asked_for(forced, x, *args, **kwargs)
         # is_cpu costs a tenth of device.type, which makes two objects
@@ -91,6 +99,17 @@ class Op:
             if i.backend == backend and device in i.devices and i.accepts(x, *args, **kwargs):
                 return i.run
         raise ConfigError(f"{self.name} has no {backend} implementation for {x.dtype} on {device} with these arguments")
+
+    def _invariant(self, x: Tensor, *args: Any, **kwargs: Any) -> Function:
+        device = x.device.type
+        for i in self.implementations:
+            if i.invariant and device in i.devices and i.accepts(x, *args, **kwargs):
+                return i.run
+        if self.invariant:
+            return self.reference
+        raise ConfigError(
+            f"{self.name} has no batch-invariant implementation for {x.dtype} on {device} with these arguments"
+        )
 
     def explain(self, x: Tensor, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
         """Every candidate for this call, in order, with `chosen` or why not."""
@@ -117,9 +136,26 @@ def op(reference: Function) -> Op:
     return made
 
 
+def op_by_rows(reference: Function) -> Op:
+    """The same for a reference that is made of other ops and of what is done element by element."""
+    made = op(reference)
+    made.invariant = True
+    return made
+
+
 def forced() -> str | None:
     """The backend that every op runs on here, if `use` says so."""
     return _forced.get()
+
+
+def is_invariant() -> bool:
+    """Whether a row's answer must not depend on the rows beside it."""
+    return _forced.get() == INVARIANT
+
+
+def invariant() -> AbstractContextManager[None]:
+    """Inside, each row's answer is the same bits whatever other rows there are, or the call fails."""
+    return use(INVARIANT)
 
 
 @contextmanager

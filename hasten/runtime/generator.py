@@ -35,7 +35,8 @@ class Generator:
     eos: token ids that end every completion. page_size: tokens in a page. memory_limit: bytes that keys and values may
     take, half of what is free now if not given; they take what they need, and keep it until `close`. max_tokens: of a
     prompt and its completion. budget: tokens that go through the model at once. recorder: how decode steps are recorded
-    as a whole; what the device offers if not given.
+    as a whole; what the device offers if not given. invariant: what comes of a request is the same to the bit whatever
+    runs beside it; a model for which that cannot be is a RequestError.
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class Generator:
         max_tokens: int | None = None,
         budget: int | None = None,
         recorder: Recorder | None = None,
+        invariant: bool = False,
     ) -> None:
         given = {"page_size": page_size, "memory_limit": memory_limit, "max_tokens": max_tokens, "budget": budget}
         wrong = [f"{k}={v!r}" for k, v in given.items() if v is not None and (not is_token(v) or v < 1)]
         if wrong:
             raise RequestError(f"{', '.join(wrong)}: not an integer of at least 1")
-        self._runner = Runner(transformer, page_size=page_size, memory_limit=memory_limit, recorder=recorder)
+        self._runner = Runner(
+            transformer, page_size=page_size, memory_limit=memory_limit, recorder=recorder, invariant=invariant
+        )
         self._ends = frozenset([eos] if isinstance(eos, int) else eos)
         self._tokenizer, self._budget = tokenizer, budget or BUDGET.get(self._runner.device.type, 512)
         self._bounds = _bounds(transformer, max_tokens)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -28,13 +29,21 @@ class Runner:
 
     memory_limit: bytes that keys and values may take; half of what is free now where it is None. recorder: how decode
     steps are recorded, what the device offers where it is None. Where nothing can be recorded, which is on a CPU, pools
-    grow as pages come into use.
+    grow as pages come into use. invariant: no row's answer depends on the rows beside it, to the bit.
     """
 
     def __init__(
-        self, model: Transformer, *, page_size: int, memory_limit: int | None, recorder: Recorder | None = None
+        self,
+        model: Transformer,
+        *,
+        page_size: int,
+        memory_limit: int | None,
+        recorder: Recorder | None = None,
+        invariant: bool = False,
     ) -> None:
         serves(model.tower)
+        if invariant and model.backends:
+            raise RequestError(f"{len(model.backends)} blocks are forced to a backend, so nothing is batch-invariant")
         load()
         table = model.weights["tokens"]
         self.model, self.device = model, table.device
@@ -42,7 +51,7 @@ class Runner:
         self.pools = Pools(model.tower, page_size, table.dtype, table.device, memory)
         self.turns, self.slopes = Turns(), Slopes()
         self.sampler = Sampler(table.device)
-        self._workspace = ops.Workspace()
+        self._workspace, self._invariant = ops.Workspace(), invariant
         self.decoder: Decoder | None = None
         if recorder is None and self.device.type == "cuda":
             recorder = Graphs(self.device)
@@ -78,15 +87,22 @@ class Runner:
     @torch.inference_mode()
     def start(self, rows: Sequence[Row], plan: Plan | None = None, steps: int = 1) -> Pass:
         """Begin to run the rows, `steps` times if as planned; keys and values go into their pages."""
-        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
+        with self._around():
             begun = None if self.decoder is None or plan is None else self.decoder.start(plan, steps, None)
             return self._once(rows) if begun is None else begun
 
     @torch.inference_mode()
     def follow(self, work: Pass, plan: Plan, steps: int) -> Pass | None:
         """Begin them behind a pass that is not waited for, if a record is there for them."""
-        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]):
+        with self._around():
             return None if self.decoder is None else self.decoder.start(plan, steps, work)
+
+    @contextmanager
+    def _around(self) -> Iterator[None]:
+        """What every pass and every recording runs inside."""
+        rule = ops.invariant() if self._invariant else nullcontext()
+        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]), rule:
+            yield
 
     def _once(self, rows: Sequence[Row]) -> Single:
         self.pools.hold(1 + max(max(row.sequence.pages) for row in rows))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -27,6 +27,16 @@ def padded(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
+def _slots(row: Row, size: int) -> Iterator[range]:
+    """Where the row's tokens are kept: a piece of each page of `size` tokens."""
+    pages, at = row.sequence.pages, row.start
+    while at < row.stop:
+        stop = min(at - at % size + size, row.stop)
+        first = pages[at // size] * size + at % size
+        yield range(first, first + stop - at)
+        at = stop
+
+
 class Runs(Fixed):
     """Sequences with a run of new tokens each, `tokens` in all; `said` int64 (1, places): of those that sample."""
 
@@ -42,14 +52,13 @@ class Runs(Fixed):
     def place(self, rows: Sequence[Row], steps: int, columns: Columns) -> None:
         """Put rows into the first places, for one step."""
         size = self.kept.pools.page_size
-        runs = [(row.sequence, range(row.start, row.stop)) for row in rows]
-        ends = list(accumulate(len(run) for _, run in runs))
+        ends = list(accumulate(row.stop - row.start for row in rows))
         sampling = [row for row in rows if row.samples]
         self.fill(
             {
-                "ids": [t for row in rows for t in known(row)],
-                "positions": [p for _, run in runs for p in run],
-                "slots": [s.pages[p // size] * size + p % size for s, run in runs for p in run],
+                "ids": [*chain.from_iterable(map(known, rows))],
+                "positions": [*chain.from_iterable(range(row.start, row.stop) for row in rows)],
+                "slots": [*chain.from_iterable(part for row in rows for part in _slots(row, size))],
                 "lengths": [row.stop for row in rows],
                 "tables": self.page_tables(rows),
                 "starts": [0, *ends, *[ends[-1] if ends else 0] * (self.places - len(rows))],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hasten import ops
@@ -97,9 +98,16 @@ def _scored(s: Sampling, token: int, share: float, best: list[int], shares: list
 
 def _scores(raw: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of the chosen tokens' shares (rows,), and the likeliest tokens with theirs, (rows, most)."""
-    shares = raw.to(torch.promote_types(raw.dtype, torch.float32)).log_softmax(-1)
-    best = shares.topk(min(most, raw.shape[1]), -1)
-    return shares.gather(1, tokens.clamp(min=0).unsqueeze(1)).squeeze(1), best.indices, best.values
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    chosen, most = tokens.clamp(min=0).unsqueeze(1), min(most, raw.shape[1])
+    if ops.is_invariant():
+        # rows begin at multiples of 16 bytes, or torch adds each up from another place on, and equals keep their order
+        shares = F.pad(raw, (0, -raw.shape[1] % 4), value=-torch.inf).log_softmax(-1)
+        values, indices = shares.sort(dim=-1, descending=True, stable=True)
+        return shares.gather(1, chosen).squeeze(1), indices[:, :most], values[:, :most]
+    shares = raw.log_softmax(-1)
+    best = shares.topk(most, -1)
+    return shares.gather(1, chosen).squeeze(1), best.indices, best.values
 
 
 def choice(samplings: Sequence[Sampling], device: torch.device) -> Choice:

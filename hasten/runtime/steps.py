@@ -22,6 +22,9 @@ class Steps(Fixed):
 
     def __init__(self, places: int, pages: int, kept: Kept) -> None:
         more = {"count": (torch.int32, (1,)), "uniform": (torch.float64, (MOST, places))}
+        # attention that serves steps and prompts alike is told where each sequence begins
+        self._starts: dict[str, Sequence[float]] = {"starts": range(places + 1)} if ops.is_invariant() else {}
+        more |= {name: (torch.int32, (places + 1,)) for name in self._starts}
         super().__init__(places, places, pages, kept, more)
         self.said = torch.empty(MOST, places, dtype=torch.int64, device=self.device)
 
@@ -37,6 +40,7 @@ class Steps(Fixed):
                 "slots": [held[p // size] * size + p % size for held, p in zip(pages, last, strict=True)],
                 "lengths": [row.stop for row in rows],
                 "tables": self.page_tables(rows),
+                **self._starts,
                 **choosing(rows, steps, self.places, columns),
             }
         )

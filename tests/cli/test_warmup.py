@@ -71,16 +71,17 @@ def test_one_that_fails_is_bad_news(command: Any, cache: Path, monkeypatch: pyte
 
 def test_the_standard_benchmark_is_warmed_up_as_it_will_call() -> None:
     plans = list(plans_of([t.work for t in standard()[1]]))
-    assert plans[0] == Plan("llama-3.1-8b", "bf16", (1, 32, 128), (128, 2048, 8192))
+    assert plans[0] == Plan("llama-3.1-8b", "bf16", (1, 32, 128), (128, 2048, 8192), whole=False)
     assert plans[1] == Plan("llama-3.1-8b", "bf16", (1, 2, 4, 8, 16, 32, 64, 128, 256), (32, 512))
-    assert plans[-1] == Plan("vit-l/16", "fp16", (1, 64), (128,))
+    assert plans[-1] == Plan("vit-l/16", "fp16", (1, 64), (128,), whole=False)
     assert {(p.model, p.dtype) for p in plans} == {(t.work.model, NAMES[t.work.dtype]) for t in standard()[1]}
 
 
-def test_a_plan_is_told_to_its_process_whole() -> None:
-    p = Plan("a/folder", "fp16", (1, 3), (4, 9))
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_plan_is_told_to_its_process(whole: bool) -> None:
+    p = Plan("a/folder", "fp16", (1, 3), (4, 9), whole)
     args = parser().parse_args(["warmup", *p.arguments("cuda:1")])
-    assert Plan(*args.model, args.dtype, args.batch, args.prompt) == p
+    assert Plan(*args.model, args.dtype, args.batch, args.prompt, not args.only) == p
     assert args.device == "cuda:1"
     assert parser().parse_args(["warmup", *p.arguments(None)]).device is None
 

@@ -258,6 +258,19 @@ def test_an_images_calls_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (len(recorder.recorded), recorder.replays) == (1, 2)
 
 
+def test_a_recording_casts_pixels_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("vit", monkeypatch) as (theirs, ours, recorder):
+        config = theirs.config
+        for model in (ours, theirs):
+            model.double()
+        for _ in range(3):
+            pixels = torch.randn(2, config.num_channels, config.image_size, config.image_size)
+            agree(ours.base_model(pixels), theirs.base_model(pixels.double()))
+        ((_, (static,)),) = recorder.recorded
+        assert static is not None
+        assert (static.dtype, recorder.replays) == (torch.float32, 2)
+
+
 def test_padded_batches_of_the_same_number_of_tokens_share_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     with recording("bert-pooled", monkeypatch, skip_padding=True) as (theirs, ours, recorder):
         for lengths in ((7, 2), (3, 6), (8, 1)):  # of 9 tokens each
@@ -414,7 +427,11 @@ def test_the_device_is_asked_where_it_matters(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["bert-pooled", "roberta", "mpnet"])
 @pytest.mark.parametrize("mask", ["ones", "left", "right", "a row of padding"])
 def test_not_asking_about_a_mask_changes_no_bit(name: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside biases of scores, which MPNet has, ones and no mask are two kernels: roundings of an ulp may differ."""
     import hasten
+
+    ulps = 8 if (name, mask) == ("mpnet", "ones") else 0  # answers of size one to four behind two blocks of four steps
+    bound = ulps * torch.finfo(torch.float16).eps
 
     engine: Any = hasten.init_inference(build(TINY[name]).to("cuda", torch.float16))
     ids, own = torch.randint(3, 64, (2, 18), device="cuda"), MASKS[mask](torch.ones(2, 18, dtype=torch.long))
@@ -426,7 +443,7 @@ def test_not_asking_about_a_mask_changes_no_bit(name: str, mask: str, monkeypatc
             want = engine(ids, attention_mask=own)[0]
         monkeypatch.setattr(encoder, "hiding", lambda mask: pytest.fail("the device was asked"))
         for _ in range(4):
-            assert torch.equal(engine(ids, attention_mask=own)[0], want)
+            torch.testing.assert_close(engine(ids, attention_mask=own)[0], want, rtol=bound, atol=bound)
 
 
 @pytest.mark.gpu

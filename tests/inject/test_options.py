@@ -88,7 +88,7 @@ DEEPSPEED: list[tuple[str, tuple[str, ...], Any]] = [
     ("local_rank", (), 0),
     ("module_key", (), "module"),
 ]
-OURS = {"certify", "keep_originals", "merge_adapters", "skip_padding", "device", "backend"}
+OURS = {"certify", "keep_originals", "merge_adapters", "skip_padding", "batch_invariant", "device", "backend"}
 # our default where it is ours
 DIFFERENT = {"replace_with_kernel_inject": True, "dtype": None, "max_out_tokens": None, "enable_cuda_graph": None}
 
@@ -168,6 +168,7 @@ OTHER: dict[str, Any] = {
     "keep_originals": True,
     "merge_adapters": True,
     "skip_padding": True,
+    "batch_invariant": True,
     "device": "cpu",
     "backend": "reference",
 }

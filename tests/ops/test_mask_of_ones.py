@@ -16,7 +16,7 @@ from tests.ops.test_triton import DTYPES, INTERPRETED, device  # noqa: E402, F40
 @DTYPES
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize("sizes", [(2, 18), (1, 70)], ids=str)
-def test_a_mask_of_ones_changes_no_bit(
+def test_a_mask_of_ones_is_no_mask(
     sizes: tuple[int, int],
     biased: bool,
     device: str,  # noqa: F811
@@ -31,5 +31,12 @@ def test_a_mask_of_ones_changes_no_bit(
     left = mask & (torch.arange(tokens, device=device) > 3)
     with use("triton"):
         bare, ones, some = (attend(q, k, v, attention(3, 3, 20), m, bias, None) for m in (None, mask, left))
-    assert torch.equal(bare, ones)
+        spread = attend(q, k, v.abs(), attention(3, 3, 20), None, bias, None)
     assert not torch.equal(bare, some)
+    if biased and not INTERPRETED:
+        # The compiler contracts the bias into other operations where a mask follows it. What that changes of a score is
+        # far below a 16-bit number; but a share of attention may round to its other neighbour, and so may the answer.
+        change, size = (ones.float() - bare.float()).abs(), spread.float() + bare.float().abs()
+        assert (change <= torch.finfo(dtype).eps * size).all()
+    else:
+        assert torch.equal(bare, ones)

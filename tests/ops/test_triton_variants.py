@@ -37,6 +37,17 @@ def test_a_launch_takes_one_variant_whatever_the_rows_lengths_and_strides(
     assert not more, "\n".join(["variants that need not be:", *more])
 
 
+def test_where_rows_must_not_depend_on_each_other_one_launch_takes_any_number_of_them(
+    counted: list[tuple[str, str, int, int]],
+) -> None:
+    found = {(what, kernel): launches for what, kernel, _, launches in counted if what.endswith("batch-invariant")}
+    assert {kernel for _, kernel in found} >= {"gemm_tile", "attend_tile", "norm_rows", "settle_rows", "weigh_block"}
+    assert not {"gemv", "multiply_tile", "gemm_tiles", "attend_token"} & {kernel for _, kernel in found}
+    for (what, kernel), launches in found.items():
+        # products: tiles of 64 rows, of 128, and of 128 without weights sent for early; all of one instruction
+        assert launches <= (3 if kernel == "gemm_tile" else 1), f"{kernel} of {what}"
+
+
 def test_every_kernel_is_counted(counted: list[tuple[str, str, int, int]]) -> None:
     assert {kernel for _, kernel, _, _ in counted} == set(REGISTERS)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import hasten.ops.triton  # noqa: F401 - registers the launchers
-from hasten.ops import TABLE, Choice, EmbedLayer, Matrix, NormLayer, Slots
+from hasten import ops
+from hasten.ops import TABLE, Choice, EmbedLayer, Matrix, NormLayer, Slots, is_invariant
 from hasten.ops.triton.compiled import Variant, compiling, counting
 from hasten.spec import Attention, Head, Mlp, Moe, Norm, Rope, Tokens
 
@@ -126,6 +127,15 @@ def project(m: Model, columns: int, outer: bool, t: int) -> Call:
 def head(m: Model, t: int) -> Call:
     before = m.layer(m.width) if t == 1 else None
     return "head", (rows(t, m.width), before, Matrix(rows(m.vocabulary, m.width)), Head(True))
+
+
+def up_alone(m: Model, t: int) -> Call:
+    height = m.mlp.width * (2 if m.mlp.gated else 1)
+    return "up", (rows(t, m.width), None, m.matrix(height, m.width), m.mlp)
+
+
+def vocabulary(m: Model, t: int) -> Call:
+    return "linear", (rows(t, m.width), Matrix(rows(m.vocabulary, m.width)))
 
 
 def settle(m: Model, t: int) -> Call:
@@ -244,6 +254,18 @@ def encoder(m: Model) -> Iterator[tuple[str, Make, list[tuple[int, ...]]]]:
     yield "attend_packed", partial(attend_packed, m), list(BATCHES)
 
 
+def invariant(m: Model) -> Iterator[tuple[str, Make, list[tuple[int, ...]]]]:
+    """What differs where rows must not depend on each other."""
+    counts: list[tuple[int, ...]] = [(n,) for n in ROWS]
+    for make in (norm, linear, up_alone, settle):
+        yield make.__name__, partial(make, m), counts
+    yield "out", partial(project, m, m.heads * m.head_dim, False), counts
+    yield "vocabulary", partial(vocabulary, m), counts
+    yield "prompts", partial(prompts, m), list(lines())
+    yield "steps", partial(steps, m), list(places())
+    yield "sample t", partial(sample, m, "t"), [(n,) for n in ROWS if n <= 256]
+
+
 def everything() -> Iterator[tuple[str, Make, list[tuple[int, ...]]]]:
     found = {"Llama": decoder(LLAMA), "GPT-2": decoder(GPT2), "BERT": encoder(BERT), "ViT": encoder(VIT)}
     for name, calls in found.items():
@@ -258,7 +280,7 @@ def launch(call: Call) -> None:
     """Through the first of Triton's launchers that accepts the call, if one does."""
     name, arguments = call
     for i in TABLE[name].implementations:
-        if i.backend == "triton" and i.accepts(*arguments):
+        if i.backend == "triton" and (i.invariant or not is_invariant()) and i.accepts(*arguments):
             i.run(*arguments)
             return
 
@@ -272,6 +294,12 @@ def count() -> list[tuple[str, str, int, int]]:
                 for size in sizes:
                     launch(make(*size))
             found += [(what, *row) for row in _by_kernel(variants)]
+        for name, m in (("Llama", LLAMA), ("GPT-2", GPT2)):
+            for what, make, sizes in invariant(m):
+                with ops.invariant(), counting() as variants:
+                    for size in sizes:
+                        launch(make(*size))
+                found += [(f"{name} {what}, batch-invariant", *row) for row in _by_kernel(variants)]
     return found
 
 

@@ -81,8 +81,9 @@ def _sparse(seen: Tensor) -> bool:
 def _reads_masks(b: Backbone, x: Tensor, mask: Tensor | None) -> bool:
     """Whether attention over x (batch, tokens, ...) takes a padding mask as it is, for next to nothing.
 
-    Then nobody waits for the device to say whether it hides anything. A mask of ones leaves our kernel's numbers as
-    they are, bit for bit; torch's are other kernels with a mask, so for those it pays to know.
+    Then nobody waits for the device to say whether it hides anything. To our kernel a mask of ones is no mask, bit for
+    bit or, beside biases of scores, but for the last bit of roundings; torch's are other kernels with a mask, so for
+    those it pays to know.
     """
     if mask is None or mask.device != x.device or b.transformer.backends:
         return False

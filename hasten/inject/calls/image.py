@@ -30,17 +30,17 @@ FLAGS = ("bool_masked_pos", "interpolate_pos_encoding")
 
 
 def run(b: Backbone, a: Arguments) -> Any:
-    pixels, states = _pixels(b, a), None
+    pixels, dtype, states = _pixels(a), _dtype(b), None
     if default(b, a, "output_hidden_states") or a.get("bool_masked_pos") is not None or b.watch is not None:
         settle()
-        last, pooled, states = _see(b, a, pixels)
+        last, pooled, states = _see(b, a, pixels.to(dtype))
     else:
 
         def compute(pixels: Tensor) -> captured.Tensors:
-            return _see(b, a, pixels)[:2]
+            return _see(b, a, pixels.to(dtype))[:2]
 
         flag = bool(a.get("interpolate_pos_encoding"))
-        last, pooled = captured.run(b, compute, (pixels,), ("image", flag), _own(b))
+        last, pooled = captured.run(b, compute, (pixels,), ("image", flag, dtype), _own(b))
     output = BaseModelOutputWithPooling(
         last_hidden_state=last,  # pyright: ignore[reportArgumentType]
         pooler_output=pooled,  # pyright: ignore[reportArgumentType]
@@ -76,15 +76,19 @@ def _below(module: nn.Module | None, path: str) -> nn.Module | None:
     return module
 
 
-def _pixels(b: Backbone, a: Arguments) -> Tensor:
+def _pixels(a: Arguments) -> Tensor:
     pixels = a.get("pixel_values")
     if pixels is None:
         raise RequestError("give pixel_values")
     if pixels.ndim != 4 or not pixels.is_floating_point():
         shape = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise RequestError(f"pixel_values must be floating point (batch, channels, height, width), got {shape}")
-    first = next(p for m in captured.within(b.module) for p in m._parameters.values() if p is not None)
-    return pixels.to(first.dtype)
+    return pixels
+
+
+def _dtype(b: Backbone) -> torch.dtype:
+    """What the model's own embedding computes in."""
+    return next(p.dtype for m in captured.within(b.module) for p in m._parameters.values() if p is not None)
 
 
 def _stem(b: Backbone, pixels: Tensor, a: Arguments) -> Tensor:

@@ -75,9 +75,9 @@ class ActLaunch:
 
 @lru_cache(1024)
 def act_launch(width: int) -> ActLaunch:
-    """Eight elements a thread: one 16-byte load for 16-bit numbers, two for float32."""
-    block = min(max(power_of_2(width), 128), 1024)
-    return ActLaunch(block=block, warps=max(block // 256, 1))
+    """Sixteen elements a thread: two 16-byte loads of 16-bit numbers, four of float32."""
+    block = min(max(power_of_2(width), 128), 2048)
+    return ActLaunch(block=block, warps=max(block // 512, 1))
 
 
 def _run(x: Tensor, kind: str, width: int) -> Tensor:
@@ -101,7 +101,11 @@ def _run(x: Tensor, kind: str, width: int) -> Tensor:
     return out
 
 
-@act.register("triton", devices="cuda", accepts=lambda x, kind: x.dim() > 0 and kind in CURVES and served(x))
+def _accepts(x: Tensor, kind: str) -> bool:
+    return x.dim() > 0 and kind in CURVES and served(x)
+
+
+@act.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(x: Tensor, kind: str) -> Tensor:
     return _run(x, kind, x.shape[-1])
 
@@ -111,6 +115,6 @@ def _accepts_gated(x: Tensor, kind: str) -> bool:
     return x.dim() > 0 and x.shape[-1] % 2 == 0 and known and served(x)
 
 
-@gated.register("triton", devices="cuda", accepts=_accepts_gated)
+@gated.register("triton", devices="cuda", accepts=_accepts_gated, invariant=True)
 def _(x: Tensor, kind: str) -> Tensor:
     return _run(x, kind, x.shape[-1] // 2)

@@ -112,7 +112,7 @@ def _accepts(
     return written and all(t.dtype in INTEGERS for t in (tokens, ids, positions, lengths, slots, tables, said, count))
 
 
-@advance.register("triton", devices="cuda", accepts=_accepts)
+@advance.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(
     tokens: Tensor,
     ids: Tensor,

@@ -66,6 +66,7 @@ def attend_rows(
     bias_query,
     bias_key,
     CAUSAL: tl.constexpr,
+    PADDING: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -74,6 +75,7 @@ def attend_rows(
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """PADDING: every query has the same row of the mask, which is read once a tile of keys."""
     go(PDL)
     wait(PDL)
     LOG2E: tl.constexpr = 1.4426950408889634
@@ -126,8 +128,11 @@ def attend_rows(
             score += tl.load(bias + where, mask=seen, other=0.0).to(tl.float32)
         if mask is not None:
             where = r.to(tl.int64) * mask_batch + head * mask_head
-            where += here.to(tl.int64)[:, None] * mask_query + key[None, :] * mask_key
-            seen &= tl.load(mask + where, mask=seen, other=0) != 0
+            if PADDING:
+                seen &= (tl.load(mask + where + key * mask_key, mask=key < stop, other=0) != 0)[None, :]
+            else:
+                where += here.to(tl.int64)[:, None] * mask_query + key[None, :] * mask_key
+                seen &= tl.load(mask + where, mask=seen, other=0) != 0
         if CAUSAL:
             seen &= key[None, :] <= here[:, None]
             if window is not None:
@@ -273,6 +278,7 @@ def _launch(
             *strides[0],
             *strides[1],
             CAUSAL=causal,
+            PADDING=mask is not None and strides[0][2] == 0,
             HEAD_DIM=dim,
             GROUP=heads // k.shape[2],
             ROWS=shape.rows,

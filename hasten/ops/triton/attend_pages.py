@@ -7,7 +7,7 @@ answers together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.pages import attend_pages
+from hasten.ops.table import is_invariant
 from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.tiles import absorb, answer, gather, leave, operands, places, sequence_of
@@ -193,6 +194,17 @@ def attend_launch(
     )
 
 
+@lru_cache(1024)
+def fixed_launch(a: Attention, wide: bool, processors: int) -> AttendLaunch:
+    """Tiles of at least 64 rows for prompts, their pieces and single tokens alike, and one program for all keys.
+
+    So a query meets the same blocks of keys, which begin at multiples of KEYS, in the same order and by the same
+    instructions, whatever else is in its tile: a block that it does not see leaves its sums as they are.
+    """
+    group = a.heads // a.kv_heads
+    return replace(attend_launch(cdiv(64, group), 1, 1, a, wide, processors), splits=1, bare=False)
+
+
 def _accepts(
     q: Tensor,
     keys: Tensor,
@@ -207,11 +219,12 @@ def _accepts(
     rows, dim = smallest_tile(a)
     largest = LARGEST_TILE // 2 if operands(q, keys, values) == torch.float32 else LARGEST_TILE
     alike = keys.stride() == values.stride() and keys.stride(-1) == 1
-    fits = starts is not None and rows <= 128 and dim <= 256 and rows * dim <= largest  # steps are attend_step.py's
-    return alike and fits and served(q, keys, values, slopes, sinks)
+    mine = starts is not None or is_invariant()  # other steps are attend_step.py's
+    fits = rows <= 128 and dim <= 256 and rows * dim <= largest
+    return alike and mine and fits and served(q, keys, values, slopes, sinks)
 
 
-@attend_pages.register("triton", devices="cuda", accepts=_accepts)
+@attend_pages.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(
     q: Tensor,
     keys: Tensor,
@@ -226,9 +239,14 @@ def _(
     tokens, sequences, out = len(q), len(lengths), q.new_empty(q.shape)
     if not out.numel():
         return out
-    assert starts is not None
+    if starts is None:
+        starts = torch.arange(sequences + 1, dtype=torch.int32, device=q.device)
     q, tables, page, dot = dense(q), dense(tables), keys.shape[1], operands(q, keys, values)
-    shape = attend_launch(tokens, sequences, tables.shape[1] * page, a, dot == torch.float32, processors(q.device))
+    wide, count = dot == torch.float32, processors(q.device)
+    if is_invariant():
+        shape = fixed_launch(a, wide, count)
+    else:
+        shape = attend_launch(tokens, sequences, tables.shape[1] * page, a, wide, count)
     tiles = (tokens + sequences * (shape.queries - 1)) // shape.queries
     cells = sequences * a.kv_heads * shape.splits if shape.splits > 1 else 0
     partial, peaks, totals = (

@@ -88,7 +88,7 @@ def _spread(x: Tensor | None, ids: Tensor) -> Tensor | None:
     return None if x is None else x.expand(ids.shape).contiguous()
 
 
-@embed.register("triton", devices="cuda", accepts=_accepts)
+@embed.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:
     width = e.tokens.shape[1]
     out = e.tokens.new_empty((*ids.shape, width))

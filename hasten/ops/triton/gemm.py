@@ -22,6 +22,7 @@ from hasten.ops.triton.act import curve, gated_curve
 from hasten.ops.triton.arrange import cdiv, interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
+ROOM = 200 * 1024  # bytes of a processor's shared memory for steps in flight
 FEW = 256  # rows up to which weights are sent for early: more rows wait for arithmetic
 
 
@@ -143,6 +144,20 @@ def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, 
     most = max(depth // 512, 1) if splits else 1  # a sum no shorter than eight steps a program
     shares = max(min(processors // max(tiles, 1), most, 8), 1)
     return GemmLaunch(128, across, 64, shares, 8, 4 if rows <= 128 else 8, 6)
+
+
+@lru_cache(1024)
+def fixed_launch(rows: int, columns: int, gated: bool, processors: int) -> GemmLaunch:
+    """Tiles of which an element's sum does not depend on how many rows there are.
+
+    Their width, which is that of the matrix instruction, follows from the matrix: the widest that keeps the processors
+    busy. Their height follows from the rows, as far as it is one or two of the same instruction, side by side. The sum
+    is never split, and its steps are one order.
+    """
+    across = next((n for n in (128, 64) if cdiv(columns, n) >= processors), 32)
+    high = 64 if rows <= 64 else 128
+    stage = 2 * 64 * (high + across * (2 if gated else 1))  # bytes of 16-bit numbers
+    return GemmLaunch(high, across, 64, 1, 8, high // 16, min(6, ROOM // stage))
 
 
 def described(t: Tensor) -> bool:

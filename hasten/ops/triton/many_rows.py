@@ -4,6 +4,9 @@ cuBLAS is as good as a product gets; these take what it leaves on the table. For
 kernels, for ours start early. For thousands it is the pass over a wide tensor that an activation or a residual costs by
 itself: without either, the product is cuBLAS', and a gated one too, whose product with two matrices is a fifth slower
 here than cuBLAS' and the kernel for the gate together.
+
+Where a row's answer must not depend on the rows beside it, one kernel takes any number of them, from one row on, and
+every matrix whose rows it can read.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.region import project, up
 from hasten.ops.settle import settle
+from hasten.ops.table import is_invariant
 from hasten.ops.triton.act import CURVES
 from hasten.ops.triton.arrange import interpreted, processors, served
-from hasten.ops.triton.gemm import FEW, GemmLaunch, described, gemm_launch, multiply
+from hasten.ops.triton.gemm import FEW, GemmLaunch, described, fixed_launch, gemm_launch, multiply
 from hasten.ops.triton.gemm_wide import WideLaunch, multiply_wide, wide_launch
 from hasten.ops.triton.norm import WIDEST
 from hasten.ops.triton.sums import add_up
@@ -27,37 +31,47 @@ FEWEST = 97  # rows that fill enough of a tile of 128; fewer than 65 are product
 ONE_TILE = 128  # rows up to which a product alone is faster than cuBLAS' too, if it has enough columns
 COLUMNS = 2048
 BY_CUBLAS = frozenset(("relu", "gelu_tanh"))  # activations that it applies itself, behind a bias
+CACHED = (
+    2**24
+)  # numbers of 16 bits that stay in the second-level cache, from which a kernel for the activation reads them
 SMALL = 2**22  # numbers of a matrix that is read in so little time that the gap before it counts
 
 
 def _fits(x: Tensor, m: Matrix, *more: Tensor | None) -> bool:
     """Whether x and a matrix of rows in one piece, both of 16 bits, are read 16 bytes at a time."""
-    if x.dim() < 2 or x.shape[:-1].numel() < FEWEST or not isinstance(m, Matrix) or m.weight.dim() != 2:
+    if x.dim() < 2 or not isinstance(m, Matrix) or m.weight.dim() != 2:
         return False
-    w, narrow = m.weight, (torch.float16, torch.bfloat16)
+    w, narrow, step = m.weight, (torch.float16, torch.bfloat16), 8 if is_invariant() else 16
+    if not is_invariant() and (x.shape[:-1].numel() < FEWEST or len(w) % 16):
+        return False
     numbers = x.dtype == w.dtype and (x.dtype in narrow or (interpreted() and x.dtype == torch.float32))
-    whole = w.stride(0) % 16 == 0 and w.shape[0] % 16 == 0 and w.shape[1] % 16 == 0 and described(w)
+    whole = w.stride(0) % step == 0 and w.shape[1] % step == 0 and described(w)
     return numbers and whole and served(x, w, m.bias, *more)
 
 
 def _few(x: Tensor, m: Matrix, most: int) -> bool:
-    return x.shape[:-1].numel() <= most and m.weight.numel() <= SMALL
+    return is_invariant() or (x.shape[:-1].numel() <= most and m.weight.numel() <= SMALL)
 
 
 def _wide(x: Tensor, m: Matrix) -> WideLaunch | None:
     """The launch of the kernel for thousands of rows, where it leaves no processor idle."""
     rows = x.shape[:-1].numel()
-    return wide_launch(rows, m.weight.shape[0], processors(x.device)) if rows > FEW else None
+    several = rows > FEW and not is_invariant()
+    return wide_launch(rows, m.weight.shape[0], processors(x.device)) if several else None
 
 
 def _alone(x: Tensor, m: Matrix) -> bool:
-    return _few(x, m, ONE_TILE) and len(m.weight) >= COLUMNS
+    return is_invariant() or (_few(x, m, ONE_TILE) and len(m.weight) >= COLUMNS)
 
 
-@linear.register("triton", devices="cuda", accepts=lambda x, m: _fits(x, m) and _alone(x, m))
+def _accepts_linear(x: Tensor, m: Matrix) -> bool:
+    return _fits(x, m) and _alone(x, m)
+
+
+@linear.register("triton", devices="cuda", accepts=_accepts_linear, invariant=True)
 def _(x: Tensor, m: Matrix) -> Tensor:
     out = x.new_empty(*x.shape[:-1], m.weight.shape[0])
-    multiply(flat(x), m, flat(out), _launch(x, m, False, False))
+    multiply(flat(x), m, out.flatten(0, -2), _launch(x, m, False, False))
     return out
 
 
@@ -65,18 +79,19 @@ def _accepts_up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> boo
     known = mlp.act in CURVES or (mlp.gated and mlp.act == "clamped_swiglu")
     if not known or not _fits(x, m):
         return False
-    mine = not mlp.gated and (m.bias is None or mlp.act not in BY_CUBLAS)
+    large = x.shape[:-1].numel() * len(m.weight) > CACHED
+    mine = not mlp.gated and large and (m.bias is None or mlp.act not in BY_CUBLAS)
     return _alone(x, m) or (mine and _wide(x, m) is not None)
 
 
-@up.register("triton", devices="cuda", accepts=_accepts_up)
+@up.register("triton", devices="cuda", accepts=_accepts_up, invariant=True)
 def _(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
     x = x if before is None else norm(x, before)
     out, wide = x.new_empty(*x.shape[:-1], mlp.width), _wide(x, m)
     if wide is None:
-        multiply(flat(x), m, flat(out), _launch(x, m, mlp.gated, False), gated=mlp.gated, act=mlp.act)
+        multiply(flat(x), m, out.flatten(0, -2), _launch(x, m, mlp.gated, False), gated=mlp.gated, act=mlp.act)
     else:
-        multiply_wide(flat(x), m, flat(out), wide, act=mlp.act)
+        multiply_wide(flat(x), m, out.flatten(0, -2), wide, act=mlp.act)
     return out
 
 
@@ -95,7 +110,7 @@ def _accepts_project(
     return _few(x, m, FEW) or (inner is None and outer is None and _wide(x, m) is not None)
 
 
-@project.register("triton", devices="cuda", accepts=_accepts_project)
+@project.register("triton", devices="cuda", accepts=_accepts_project, invariant=True)
 def _(
     x: Tensor,
     m: Matrix,
@@ -108,7 +123,9 @@ def _(
     wide = _wide(x, m)
     if inner is None and outer is None and wide is not None:
         out = x.new_empty(residual.shape)
-        multiply_wide(flat(x), m, flat(out), wide, residual=flat(residual), scale=scale, layer_scale=layer_scale)
+        multiply_wide(
+            flat(x), m, out.flatten(0, -2), wide, residual=flat(residual), scale=scale, layer_scale=layer_scale
+        )
         return out
     shape = _launch(x, m, False, True)
     if shape.splits > 1:
@@ -117,15 +134,17 @@ def _(
         return add_up(sums, m.bias, residual, inner, outer, scale, layer_scale)
     out = x.new_empty(residual.shape)
     if inner is None and outer is None:
-        multiply(flat(x), m, flat(out), shape, residual=flat(residual), scale=scale, layer_scale=layer_scale)
+        multiply(flat(x), m, out.flatten(0, -2), shape, residual=flat(residual), scale=scale, layer_scale=layer_scale)
         return out
-    multiply(flat(x), m, flat(out), shape)
+    multiply(flat(x), m, out.flatten(0, -2), shape)
     return settle(out, residual, inner, outer, scale, layer_scale)
 
 
 def _launch(x: Tensor, m: Matrix, gated: bool, splits: bool) -> GemmLaunch:
-    columns, depth = m.weight.shape[0] // (2 if gated else 1), m.weight.shape[1]
-    return gemm_launch(x.shape[:-1].numel(), columns, depth, gated, splits, processors(x.device))
+    rows, columns, depth = x.shape[:-1].numel(), m.weight.shape[0] // (2 if gated else 1), m.weight.shape[1]
+    if is_invariant():
+        return fixed_launch(rows, columns, gated, processors(x.device))
+    return gemm_launch(rows, columns, depth, gated, splits, processors(x.device))
 
 
 def flat(x: Tensor) -> Tensor:

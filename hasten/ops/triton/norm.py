@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.norm import NormLayer, norm
+from hasten.ops.table import is_invariant
 from hasten.ops.triton.arrange import cdiv, on, power_of_2, processors, rows, served
 from hasten.ops.triton.launch import dependent, go, wait
 
@@ -83,7 +84,8 @@ class NormLaunch:
 def norm_launch(width: int, count: int, processors: int) -> NormLaunch:
     """At least 2,048 elements a program and 16 a thread: two 16-byte loads in flight for 16-bit numbers.
 
-    Where `count` rows are few, the wait for memory counts: a row a program, and one such load a thread.
+    Where `count` rows are few, the wait for memory counts: a row a program, and one such load a thread. Where a row's
+    answer must not depend on the others, they are always few: how many threads add a row up decides how it is rounded.
     """
     block = power_of_2(width)
     if count <= 4 * processors:
@@ -99,7 +101,7 @@ def _accepts(x: Tensor, n: NormLayer) -> bool:
     return fits and 0 < x.shape[-1] <= WIDEST and served(x, n.weight, n.bias)
 
 
-@norm.register("triton", devices="cuda", accepts=_accepts)
+@norm.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(x: Tensor, n: NormLayer) -> Tensor:
     out = x.new_empty(x.shape)
     if not out.numel():
@@ -109,7 +111,7 @@ def _(x: Tensor, n: NormLayer) -> Tensor:
     # one row of weights for all, or one for each place on the inner axis
     weight, bias = (None if t is None else t.contiguous().view(-1, width) for t in (n.weight, n.bias))
     strides = [width if t is not None and len(t) == inner > 1 else 0 for t in (weight, bias)]
-    shape = norm_launch(width, outer * inner, processors(x.device))
+    shape = norm_launch(width, 1 if is_invariant() else outer * inner, processors(x.device))
     with on(x):
         norm_rows[(cdiv(outer * inner, shape.rows),)](
             three,

@@ -84,7 +84,7 @@ def _accepts(x: Tensor, cos: Tensor, sin: Tensor, r: Rope) -> bool:
     return x.dim() > 1 and 0 < r.dim <= x.shape[-1] and cos.shape[-1] == r.dim // 2 and served(x, cos, sin)
 
 
-@rope.register("triton", devices="cuda", accepts=_accepts)
+@rope.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(x: Tensor, cos: Tensor, sin: Tensor, r: Rope) -> Tensor:
     out = x.new_empty(x.shape)
     if not out.numel():

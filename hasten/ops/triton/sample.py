@@ -7,7 +7,7 @@ rounding, about 1e-14, beside one of the vocabulary's borders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -16,11 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from hasten.ops.sample import Choice, penalized, sample
+from hasten.ops.table import is_invariant
 from hasten.ops.triton.arrange import cdiv, dense, on, power_of_2, served
 from hasten.ops.triton.borders import Survey, keeps, kept, row_top
 from hasten.ops.triton.launch import dependent, go, wait
 
 NOWHERE = tl.constexpr(2**31 - 1)
+MANY = 16  # rows that make programs enough by themselves
 
 
 @triton.jit(do_not_specialize=("temperatures",))
@@ -138,7 +140,7 @@ class SampleLaunch:
 @lru_cache(1024)
 def sample_launch(rows: int, vocabulary: int) -> SampleLaunch:
     """Blocks small enough that one row fills the processors, or large enough that many rows make few programs."""
-    block = min(max(power_of_2(vocabulary), 128), 1024 if rows < 16 else 4096)
+    block = min(max(power_of_2(vocabulary), 128), 1024 if rows < MANY else 4096)
     return SampleLaunch(block=block, blocks=cdiv(vocabulary, block), warps=min(max(block // 256, 1), 8))
 
 
@@ -149,14 +151,16 @@ def _accepts(
     return float32 and logits.dim() == 2 and logits.shape[1] > 0 and served(logits)
 
 
-@sample.register("triton", devices="cuda", accepts=_accepts)
+@sample.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(logits: Tensor, c: Choice, uniform: Tensor | None, prompts: Tensor | None, generated: Tensor | None) -> Tensor:
+    if is_invariant():
+        logits, c = logits.float(), _filtering(c)
     logits = dense(penalized(logits.float(), c, prompts, generated) if c.penalizes else logits)
     (rows, vocabulary), device, warm = logits.shape, logits.device, c.temperature is not None
     out = torch.empty(rows, dtype=torch.int64, device=device)
     if not rows:
         return out
-    shape = sample_launch(rows, vocabulary)
+    shape = sample_launch(MANY if is_invariant() else rows, vocabulary)
     cells, fixed = rows * shape.blocks, {"BLOCK": shape.block, "num_warps": shape.warps, **dependent(device)}
     peaks = torch.empty(cells, dtype=torch.float32, device=device)
     firsts = torch.empty(cells, dtype=torch.int32, device=device)
@@ -200,3 +204,10 @@ def _(logits: Tensor, c: Choice, uniform: Tensor | None, prompts: Tensor | None,
             **fixed,
         )
     return out
+
+
+def _filtering(c: Choice) -> Choice:
+    """The same choice by the launches that filters take: a row that has none must not depend on one beside it."""
+    if c.temperature is None or c.filters:
+        return c
+    return replace(c, min_p=torch.zeros_like(c.temperature))

@@ -279,7 +279,7 @@ SAMPLES = (
     Sample("linear", "3072 x 1024, 128 rows", F16, partial(_linear, 128, 3072, 1024)),
     Sample("up", "gelu, 4096 x 1024, 128 rows", F16, partial(_up, 128, 1024, Mlp(4096, "gelu", False, True))),
     Sample("up", "gated silu, 4096 x 1024, 128 rows", BF16, partial(_up, 128, 1024, Mlp(2048, "silu", True, False))),
-    Sample("up", "gelu, 4096 x 1024, 4096 rows", F16, partial(_up, 4096, 1024, Mlp(4096, "gelu", False, True))),
+    Sample("up", "gelu, 4096 x 1024, 12608 rows", F16, partial(_up, 12608, 1024, Mlp(4096, "gelu", False, True))),
     Sample("project", "1024 x 4096, norm of the sum, 128 rows", F16, partial(_project_on, 128, 1024, 4096, LAYER)),
     Sample("project", "1024 x 4096, 12608 rows", F16, partial(_project_on, 12608, 1024, 4096, None)),
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hasten.ops.norm import NormLayer
 from hasten.ops.settle import settle
+from hasten.ops.table import is_invariant
 from hasten.ops.triton.arrange import cdiv, dense, on, processors, served
 from hasten.ops.triton.launch import dependent, go, wait
 from hasten.ops.triton.norm import WIDEST, norm_launch, normalized
@@ -108,7 +109,7 @@ def _accepts(
     return y.dim() > 1 and 0 < y.shape[-1] <= WIDEST and alone and same and served(y, residual, *parts)
 
 
-@settle.register("triton", devices="cuda", accepts=_accepts)
+@settle.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(
     y: Tensor,
     residual: Tensor,
@@ -121,10 +122,8 @@ def _(
     if not out.numel():
         return out
     y, residual = (dense(t).flatten(0, -2) for t in (y, residual))
-    shape, around = (
-        norm_launch(width, len(y), processors(y.device)),
-        [None if n is None else n.spec for n in (inner, outer)],
-    )
+    shape = norm_launch(width, 1 if is_invariant() else len(y), processors(y.device))
+    around = [None if n is None else n.spec for n in (inner, outer)]
     numbers = [x for s in around for x in ((0.0, 0.0) if s is None else (s.eps, s.offset))]
     kinds = [x for s in around for x in (("none", False) if s is None else (s.kind, s.wide))]
     with on(y):

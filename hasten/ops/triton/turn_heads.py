@@ -194,7 +194,7 @@ def _accepts(
     return fits and served(x, m.bias, *owns, *(turn or ()), *pools)
 
 
-@qkv.register("triton", devices="cuda", accepts=_accepts)
+@qkv.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(
     x: Tensor,
     before: NormLayer | None,

@@ -68,7 +68,7 @@ def _accepts(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) 
     return keys.stride(-1) == values.stride(-1) == 1 and served(k, v, keys, values)
 
 
-@write_pages.register("triton", devices="cuda", accepts=_accepts)
+@write_pages.register("triton", devices="cuda", accepts=_accepts, invariant=True)
 def _(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
     tokens, kv_heads, head_dim = k.shape
     if not k.numel():
