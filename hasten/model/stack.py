@@ -9,7 +9,7 @@ from torch import Tensor
 from hasten.model.block import block
 from hasten.model.context import Context
 from hasten.model.layer import Layer
-from hasten.ops.table import op
+from hasten.ops.table import op_by_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Stack:
     layers: tuple[Layer, ...]
 
 
-@op
+@op_by_rows
 def stack(x: Tensor, s: Stack, ctx: Context) -> Tensor:
     """Hidden states (..., width) through every block."""
     for i, layer in enumerate(s.layers):
