@@ -49,7 +49,10 @@ def arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--new", type=int, help="tokens to generate (default: 128; offline: up to 512)")
     p.add_argument(
-        "--batch-invariant", action="store_true", help="Hasten's engine with batch_invariant=True: what that costs"
+        "--batch_invariant",
+        "--batch-invariant",
+        action="store_true",
+        help="Hasten's engine with batch_invariant=True: what that costs",
     )
     p.add_argument("--runs", type=int, help="timed turns (default: 5; 3 for --standard)")
     p.add_argument("--json", type=Path, metavar="FILE")
