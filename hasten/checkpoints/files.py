@@ -41,7 +41,7 @@ class Files:
         for file, promised in shards.items():  # what an index says goes before what else lies in a shard
             problems += [f"{file}: no tensor {n}, which the index says it holds" for n in self._lacks(file, promised)]
         if problems:
-            raise WeightError(together(f"{origin} cannot be loaded", problems))
+            raise WeightError(problems[0] if len(problems) == 1 else together(f"{origin} cannot be loaded", problems))
 
     def _list(self, file: Path, promised: tuple[str, ...]) -> Iterator[str]:
         if not file.is_file():
@@ -93,7 +93,9 @@ def read_index(path: Path) -> Shards:
 
 def together(what: str, problems: list[str]) -> str:
     """One message of all problems."""
-    return f"{what}: {problems[0]}" if len(problems) == 1 else "\n  ".join([f"{what}:", *problems])
+    if len(problems) == 1:
+        return f"{what}: {problems[0]}"
+    return "\n  ".join([f"{what}, {len(problems)} problems:", *problems])
 
 
 def few(names: tuple[str, ...] | list[str], most: int = 8) -> str:

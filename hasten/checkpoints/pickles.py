@@ -52,7 +52,8 @@ def _load(path: Path) -> object:
 def _culprit(e: Exception) -> str:
     """The sentence of torch's message that names what it does not allow."""
     lines = [line.strip() for line in str(e).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[0])
+    line = next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[0])
+    return line.removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0]
 
 
 def _plain(name: object, value: object) -> bool:
