@@ -34,7 +34,7 @@ def test_a_filled_model_is_what_from_pretrained_gives(
     name: str, kind: str, size: str, live: bool, tmp_path: Path
 ) -> None:
     model = saved(name, tmp_path, kind, size)
-    loaded = type(model).from_pretrained(tmp_path, attn_implementation=TINY[name].attention).eval()
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation).eval()
     target = other(name) if live else empty(model)
     engine = hasten.init_inference(target, checkpoint=tmp_path, replace_with_kernel_inject=False)
     assert_same(tensors(target), tensors(loaded))
@@ -46,7 +46,7 @@ def test_a_filled_model_is_what_from_pretrained_gives(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_fused_model_is_that_of_from_pretrained(name: str, tmp_path: Path) -> None:
     model = saved(name, tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, attn_implementation=TINY[name].attention).eval()
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation=model.config._attn_implementation).eval()
     ours = hasten.init_inference(empty(model), {"checkpoint": str(tmp_path)})
     theirs = hasten.init_inference(loaded)
     for a, b in zip(outputs(ours, name), outputs(theirs, name), strict=True):

@@ -147,6 +147,7 @@ def test_a_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
 
 def test_missing_unexpected_misshapen_and_integer_tensors_are_listed_together(tmp_path: Path) -> None:
     shape = tuple(saved("llama", tmp_path).get_parameter(UP).shape)
+    less = (shape[0] - 1, shape[1])
     norm, gate = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
 
     def change(name: str, how: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
@@ -166,7 +167,7 @@ def test_missing_unexpected_misshapen_and_integer_tensors_are_listed_together(tm
         f"missing: {UP}",
         f"unexpected: model.extra ({last})",
         f"{norm} ({last}) is int8, which cannot be cast to the model's float32",
-        f"{gate} ({first}) is {(shape[0] - 1, shape[1])}, the model's is {shape} (config: intermediate_size={shape[0]})",
+        f"{gate} ({first}) is {less}, the model's is {shape} (config: intermediate_size={shape[0]})",
     ]
     refused(tmp_path, WeightError, *parts)
 
