@@ -131,6 +131,7 @@ class Filling:
                     if self._group[name] not in done:
                         done.add(self._group[name])
                         self._put(self._groups[self._group[name]], value, device)
+            self._gather(device)
             if self.meta:
                 self.model.eval()
         except BaseException:
@@ -150,6 +151,17 @@ class Filling:
         new = nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new
         for slot in slots:
             slot.put(new)
+
+    def _gather(self, device: torch.device) -> None:
+        """Bring what had values and came from no file to the device of the rest."""
+        for slots in self._groups.values():
+            t = slots[0].tensor
+            if t.device != device and isinstance(t, nn.Parameter):
+                t.data = t.data.to(device)
+            elif t.device != device:
+                moved = t.to(device)  # another tensor, so that `undo` has the one that was
+                for slot in slots:
+                    slot.put(moved)
 
     def undo(self) -> None:
         """Every parameter, buffer and mode of the modules as before; tensors that had values keep the new ones."""

@@ -69,7 +69,7 @@ def match(model: nn.Module, stored: Iterable[str], expected: Container[str]) -> 
         convert = partial(_convert, model, converters[parts[0][1]], place, parts)
         targets.append(Target(tuple(n for n, _ in parts), convert))
     heads = [n for n in left if stripped and not n.startswith(prefix)]
-    ignored = _ignored(model)
+    ignored = _ignored(model, prefix)
     unexpected = [n for n in left if n not in heads and not ignored(n)]
     return Names(tuple(targets), tuple(unexpected), tuple(heads))
 
@@ -79,11 +79,13 @@ def may_be_missing(model: nn.Module) -> Callable[[str], bool]:
     return _any(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
 
 
-def _ignored(model: nn.Module) -> Callable[[str], bool]:
-    """Whether a stored name may be left out: by the class, or because it is a buffer that models now compute."""
+def _ignored(model: nn.Module, prefix: str) -> Callable[[str], bool]:
+    """Whether a stored name may be left out: by the class, or because it is a buffer that the model computes."""
     listed = _any(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    computed = {n for m in model.modules() for n in m._non_persistent_buffers_set}
-    return lambda name: listed(name) or name.rpartition(".")[2] in computed
+    computed = {f"{path}.{n}".lstrip(".") for path, m in model.named_modules() for n in m._non_persistent_buffers_set}
+    # these were kept in every layer by old releases
+    moved = _any(rf"(^|\.){n}$" for n in ("inv_freq", "position_ids") if any(c.endswith(n) for c in computed))
+    return lambda name: listed(name) or moved(name) or _place(name, prefix, computed) is not None
 
 
 def _any(patterns: Iterable[str]) -> Callable[[str], bool]:

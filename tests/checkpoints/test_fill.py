@@ -95,6 +95,17 @@ def test_accelerates_empty_models_are_filled(name: str, buffers: bool, tmp_path:
     assert_same(tensors(target), tensors(model))
 
 
+def test_ties_that_accelerate_broke_are_as_broken_after_a_refusal() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = build(TINY["gpt2"])
+    with accelerate.init_empty_weights():
+        target = type(model)(copy.deepcopy(model.config))
+    before = tensors(target)
+    with pytest.raises(WeightError, match="missing"):
+        hasten.init_inference(target, checkpoint={"transformer.wte.weight": model.lm_head.weight.detach()})
+    assert all(tensors(target)[n] is t for n, t in before.items())
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bert"])
 def test_tied_tensors_stay_one(name: str, kind: str, tmp_path: Path) -> None:
@@ -162,6 +173,20 @@ def test_buffers_that_old_checkpoints_hold_are_ignored() -> None:
     target = empty(model)
     hasten.init_inference(target, checkpoint=old, replace_with_kernel_inject=False)
     assert_same(tensors(target), tensors(model))
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_masks_that_old_checkpoints_hold_are_ignored_and_other_tensors_of_their_name_are_not(prefix: str) -> None:
+    model = build(TINY["gpt_neo"])
+    old = {n.removeprefix("transformer."): t for n, t in model.state_dict().items()}
+    old = {prefix + n: t for n, t in old.items()}
+    old[f"{prefix}h.0.attn.attention.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    target = empty(model)
+    hasten.init_inference(target, checkpoint=old, replace_with_kernel_inject=False)
+    assert_same(tensors(target), tensors(model))
+    old[f"{prefix}h.0.attn.attention.gate.bias"] = torch.ones(3)
+    with pytest.raises(WeightError, match=rf"unexpected: {prefix}h.0.attn.attention.gate.bias"):
+        hasten.init_inference(empty(model), checkpoint=old, replace_with_kernel_inject=False)
 
 
 def test_what_a_class_may_lack_is_initialised_or_kept() -> None:
@@ -243,3 +268,18 @@ def test_a_buffer_that_nothing_can_compute_is_named() -> None:
     with pytest.raises(WeightError, match="does not give the values of table"):
         hasten.init_inference(target, checkpoint=values.state_dict(), replace_with_kernel_inject=False)
     assert target.linear.weight.is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["meta", "accelerate", "live"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_is_filled_on_the_gpu(name: str, how: str, tmp_path: Path) -> None:
+    model = saved(name, tmp_path)
+    target = other(name) if how == "live" else empty(model)
+    if how == "accelerate":
+        accelerate = pytest.importorskip("accelerate")
+        with accelerate.init_empty_weights():
+            target = type(model)(copy.deepcopy(model.config))
+    hasten.init_inference(target, checkpoint=tmp_path, device="cuda:0", replace_with_kernel_inject=False)
+    assert {str(t.device) for t in tensors(target).values()} == {"cuda:0"}
+    assert_same({n: t.cpu() for n, t in tensors(target).items()}, tensors(model))
