@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hasten.checkpoints import Filling, open_checkpoint
 from hasten.errors import ConfigError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
@@ -32,6 +33,22 @@ def init_inference(
     wanted = settings(options.certify)
     load()
     given = check_model(model)
+    if options.checkpoint is None:
+        return _engine(given, options, wanted)
+    filling = Filling(given, open_checkpoint(options.checkpoint, options.base_dir), options.dtype)
+    if not filling.meta:
+        _backbones(given, options)  # a model that is refused keeps its values
+    try:
+        filling.fill(_device(given, options) or _home(given))
+        engine = _engine(given, options, wanted)
+    except BaseException:
+        filling.undo()
+        raise
+    engine.notes += filling.notes
+    return engine
+
+
+def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None) -> InferenceEngine:
     check_weights(given)
     model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
     if model is not given:
@@ -69,11 +86,17 @@ def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
 
 def _device(model: nn.Module, options: Options) -> torch.device | None:
     """Where the model goes: where the user says, else to the GPU if there is one and the model is not on it."""
-    here = next((p.device for p in model.parameters()), None)
-    if here is None:
-        raise ConfigError(f"{type(model).__name__} has no parameters")
+    here = _home(model)
     if options.device is not None:
         return options.device
     if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
         return torch.device("cuda", torch.cuda.current_device())
     return None
+
+
+def _home(model: nn.Module) -> torch.device:
+    """Where the model is; the CPU for one on the meta device."""
+    here = next((p.device for p in model.parameters()), None)
+    if here is None:
+        raise ConfigError(f"{type(model).__name__} has no parameters")
+    return torch.device("cpu") if here.type == "meta" else here

@@ -50,7 +50,10 @@ def check_forwards(module: nn.Module, path: str) -> None:
 def _meta(tensors: dict[str, Tensor]) -> Iterator[str]:
     names = [n for n, t in tensors.items() if t.is_meta]
     if names:
-        yield f"{len(names)} of {len(tensors)} tensors are on the meta device, without values: {_few(names)}"
+        yield (
+            f"{len(names)} of {len(tensors)} tensors are on the meta device, without values: {_few(names)}; "
+            "checkpoint=FOLDER fills them"
+        )
 
 
 def _devices(tensors: dict[str, Tensor]) -> Iterator[str]:

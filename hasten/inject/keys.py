@@ -18,6 +18,7 @@ from hasten.inject.dtypes import COMPUTE
 from hasten.inject.kinds import (
     ANYTHING,
     CERTIFY,
+    CHECKPOINT,
     COUNT,
     COUNTS,
     DEVICE,
@@ -70,16 +71,13 @@ QUANTIZATION = (
     "quantization arrives in a later version: leave the key out (or write quant={'enabled': False}) and choose "
     "dtype=torch.bfloat16 or torch.float16 for small weights"
 )
-CHECKPOINT = (
-    "reading checkpoints arrives in a later version: load the weights into the model (from_pretrained, "
-    "load_state_dict) before init_inference"
-)
+OLDER = "this older section is not read: give the path as checkpoint=..."
 SAVING = "saving split checkpoints arrives in a later version: save the model itself with save_pretrained"
 
 # Why a key has nothing to do.
 EXPERTS = "the experts are read from the model itself"
 DESCRIBED = "the model's own config describes its layers"
-NO_CHECKPOINT = "it only says where in a checkpoint to look, and the weights are taken from the live model"
+NO_CHECKPOINT = "it only says where in a training checkpoint to look, and Hugging Face's files hold nothing else"
 ONE_DEVICE = "it says how to split a model over devices, and the model runs on one"
 UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
 
@@ -143,11 +141,15 @@ KEYS: tuple[Key, ...] = (
     Key("replace_method", TEXT, "auto", "needless", "there is one method: the backbone is replaced where it sits"),
     Key("local_rank", INTEGER, 0, "needless", "the model runs on the device where it is, or on `device`"),
     Key("module_key", TEXT, "module", "needless", NO_CHECKPOINT),
-    Key("base_dir", PATH, "", "needless", NO_CHECKPOINT),
-    Key("checkpoint", ANYTHING, None, "arrives", CHECKPOINT, permits=()),
+    Key("base_dir", PATH, "", "works", "The folder that a relative path in `checkpoint` lies in."),
+    Key("checkpoint", CHECKPOINT, None, "works",
+        "Fills the model, also one on the meta device, before it is fused: a folder or file as Hugging Face writes it "
+        "(safetensors or .bin, with an index or without), or a dict of tensors by name. Files of DeepSpeed and "
+        "Megatron are an error that says so.",
+    ),
     Key("save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
-    Key("checkpoint_config", SECTION, {}, "arrives", CHECKPOINT, ("ckpt_config",)),
-    Key("checkpoint_config.checkpoint_dir", PATH, None, "arrives", CHECKPOINT, permits=()),
+    Key("checkpoint_config", SECTION, {}, "arrives", OLDER, ("ckpt_config",)),
+    Key("checkpoint_config.checkpoint_dir", PATH, None, "arrives", OLDER, permits=()),
     Key("checkpoint_config.save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
     Key("checkpoint_config.base_dir", PATH, None, "needless", NO_CHECKPOINT),
     Key("training_mp_size", COUNT, 1, "arrives",

@@ -42,6 +42,8 @@ class Options:
     batch_invariant: bool = False
     device: torch.device | None = None
     backend: str | None = None
+    checkpoint: Any = None
+    base_dir: str = ""
     notes: tuple[str, ...] = ()
     """One sentence for each key that was given and needs nothing done, for explain()."""
 

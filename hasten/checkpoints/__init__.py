@@ -1,0 +1,7 @@
+"""Checkpoints as they lie on disk: Sources of named tensors, and models filled from them."""
+
+from hasten.checkpoints.fill import Filling
+from hasten.checkpoints.folder import open_checkpoint
+from hasten.checkpoints.source import Entry, Source, StateDict
+
+__all__ = ["Entry", "Filling", "Source", "StateDict", "open_checkpoint"]

@@ -1,0 +1,104 @@
+"""From what a user calls a checkpoint to a Source: by its files, never by the names of models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from hasten.checkpoints.files import Files, few, read_index
+from hasten.checkpoints.pickles import Pickle
+from hasten.checkpoints.safetensors import Safetensors
+from hasten.checkpoints.source import Source, StateDict
+from hasten.errors import ConfigError
+
+FORMATS = {".safetensors": Safetensors, ".bin": Pickle, ".pt": Pickle, ".pth": Pickle}
+
+USUAL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that a folder is read from: the first that is there."""
+
+LATER = {
+    "latest": "DeepSpeed",
+    "global_step*": "DeepSpeed",
+    "zero_pp_rank_*": "DeepSpeed",
+    "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
+    "mp_rank_*": "DeepSpeed or Megatron",
+    "layer_*-model_states.pt": "DeepSpeed",
+    "latest_checkpointed_iteration.txt": "Megatron",
+    ".metadata": "torch.distributed",
+    "ds_inference_config.json": "DeepSpeed",
+    "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax",
+    "*.gguf": "GGUF",
+}
+"""Files of formats that are known and not read yet."""
+
+EXPECTED = (
+    f"a folder with {' or '.join(USUAL)}, one such file (any *{', *'.join(FORMATS)}), or a dict of tensors by name"
+)
+
+
+def open_checkpoint(where: object, base: str = "") -> Source:
+    """The source that `where` names: a folder, a file, a dict of tensors, or a Source already.
+
+    A relative path lies in the folder `base`. Raises ConfigError for a path that holds no checkpoint of a known format,
+    and WeightError for one whose files are missing, damaged or hostile. No tensor is read.
+    """
+    if isinstance(where, Mapping):
+        return _mapping(where)
+    if not isinstance(where, (str, os.PathLike)):
+        if hasattr(where, "entries") and hasattr(where, "read"):
+            return where  # type: ignore[return-value]
+        raise ConfigError(f"checkpoint={where!r:.80}: expected {EXPECTED}")
+    path = Path(base, os.fsdecode(where)).expanduser()
+    if path.is_dir():
+        return _file(_usual(path), path)
+    if not path.exists():
+        raise ConfigError(f"checkpoint: {path} does not exist; expected {EXPECTED}")
+    return _file(path, path)
+
+
+def _mapping(where: Mapping[object, object]) -> Source:
+    if {"checkpoints", "type"} & where.keys():
+        raise ConfigError(_later("a description of DeepSpeed or Megatron files"))
+    odd = [repr(n) for n, t in where.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
+    if odd or not where:
+        raise ConfigError(f"checkpoint is a dict whose {few(odd) or 'tensors are missing'}: expected {EXPECTED}")
+    return StateDict({str(n): t for n, t in where.items() if isinstance(t, Tensor)})
+
+
+def _usual(folder: Path) -> Path:
+    found = next((folder / n for n in USUAL if (folder / n).is_file()), None)
+    if found is not None:
+        return found
+    known = next((kind for pattern, kind in LATER.items() if any(folder.glob(pattern))), None)
+    if known is not None:
+        raise ConfigError(_later(f"{folder}, which holds a checkpoint of {known}"))
+    held = sorted(f.name for f in folder.iterdir())
+    raise ConfigError(f"checkpoint: {folder} {f'holds only {few(held)}' if held else 'is empty'}; expected {EXPECTED}")
+
+
+def _file(path: Path, origin: Path) -> Source:
+    suffixes = path.name.lower()
+    if suffixes.endswith(".index.json"):
+        shards = read_index(path)
+        endings = {f.suffix for f in shards}
+        if len(endings) > 1 or not endings <= FORMATS.keys():
+            raise ConfigError(
+                f"{path} names files *{', *'.join(sorted(endings))}: expected one of *{', *'.join(FORMATS)}"
+            )
+        return Files(origin, shards, FORMATS[endings.pop()])
+    if path.suffix in FORMATS:
+        return Files(origin, {path: ()}, FORMATS[path.suffix])
+    if path.suffix == ".json":
+        raise ConfigError(_later(f"{path}, which describes files of DeepSpeed or Megatron"))
+    raise ConfigError(f"checkpoint: {path} is of no known format; expected {EXPECTED}")
+
+
+def _later(what: str) -> str:
+    return (
+        f"checkpoint={what}, is not supported by this version, which reads Hugging Face's files: convert it, or load "
+        "the weights into the model (load_state_dict) before init_inference"
+    )

@@ -1,0 +1,60 @@
+"""Files of torch.save, mapped and restricted to what torch's own allow-list of classes can hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.checkpoints.files import few, first_line
+from hasten.checkpoints.source import Entry
+from hasten.errors import WeightError
+
+
+class Pickle:
+    """One open file of torch.save that holds a state dict."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises WeightError for a file that is damaged, old, or holds anything but tensors by name."""
+        content = _load(path)
+        if not isinstance(content, Mapping):
+            raise WeightError(f"{path} holds no state dict but a {type(content).__name__}")
+        odd = [f"{n} ({type(t).__name__})" for n, t in content.items() if not _plain(n, t)]
+        if odd:
+            raise WeightError(f"{path} holds more than dense tensors by name: {few(odd)}")
+        self._tensors: dict[str, Tensor] = {n: t.detach() for n, t in content.items()}
+        self.entries = {n: Entry(tuple(t.shape), t.dtype, str(path)) for n, t in self._tensors.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> Tensor:
+        return self._tensors[name][index or ...]
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as e:
+        # torch's own message advises to load the file without protection
+        raise WeightError(
+            f"{path} is refused: its pickle holds more than tensors, and could run code: {_culprit(e)}"
+        ) from e
+    except Exception as e:  # what a damaged archive raises depends on where it is damaged
+        if "_use_new_zipfile_serialization" in str(e):
+            raise WeightError(
+                f"{path} is no archive of torch.save: it is damaged, or older than torch 1.6, whose files cannot be "
+                "mapped (load it and save it again)"
+            ) from e
+        raise WeightError(f"{path} is damaged: {first_line(e)}") from e
+
+
+def _culprit(e: Exception) -> str:
+    """The sentence of torch's message that names what it does not allow."""
+    lines = [line.strip() for line in str(e).splitlines()]
+    line = next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[0])
+    return line.removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0]
+
+
+def _plain(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
