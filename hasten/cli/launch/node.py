@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
-POLL, GRACE, MEET = 0.01, 5, timedelta(minutes=10)  # seconds, seconds, and how long nodes wait for each other
+POLL = 0.01  # seconds between looks at the ranks
+LAST_WORDS, GRACE = 1, 5  # seconds for a rank to end by itself once it has raised, and for the others once told to end
+MEET = timedelta(minutes=10)  # for nodes that wait for each other
 ENDED = 128 + signal.SIGTERM
 
 
@@ -92,10 +95,9 @@ def _meet(node: Node) -> tuple[TCPStore, int, int]:
     where = f"{node.master_addr}:{node.master_port}"
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # the store waits without looking at signals
     try:
-        alone = node.nodes == 1
         store = TCPStore(node.master_addr, node.master_port, None, node.rank == 0, MEET, wait_for_workers=False)
         sizes = {node.rank: node.workers}
-        if not alone:
+        if node.nodes > 1:
             store.set(f"hasten/workers/{node.rank}", str(node.workers))
             sizes = {i: int(store.get(f"hasten/workers/{i}")) for i in range(node.nodes)}
     except DistError as e:
@@ -134,13 +136,15 @@ def _watch(context: SubprocessContext, node: Node, store: TCPStore, caught: list
     next_look = time.monotonic()
     while not caught:
         dead = {i: p.poll() for i, p in processes.items()}
-        raised = sorted((f.stat().st_mtime_ns, i) for i, f in errors.items() if f.exists())
+        raised = [i for i, f in errors.items() if f.exists()]
         # What ended without a word, in one hundredth of a second with a traceback, is rather its cause than its effect.
-        failed = [i for i, code in dead.items() if code and not errors[i].exists()] + [i for _, i in raised]
-        if failed:
-            with contextlib.suppress(Exception):
-                processes[failed[0]].wait(GRACE / 2)  # it may have files to close
-            return failed[0]
+        silent = [i for i, code in dead.items() if code and i not in raised]
+        if silent:
+            return silent[0]
+        if raised:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                processes[raised[0]].wait(LAST_WORDS)  # it may have files to close
+            return min((i for i, f in errors.items() if f.exists()), key=lambda i: _error(errors[i])[1])
         done = all(code == 0 for code in dead.values())
         if node.nodes > 1 and (done or time.monotonic() > next_look):
             next_look = time.monotonic() + 0.5
@@ -184,8 +188,7 @@ def _tell(context: SubprocessContext, failed: int, first: int, world: int, *, se
     """Says why a rank failed, from its traceback or the end of its stderr; its exit status, as a shell has it."""
     error, code = Path(context.error_files[failed]), context.subprocess_handlers[failed].proc.poll()
     if error.exists():
-        message = json.loads(error.read_text(encoding="utf-8"))["message"]
-        text = message if isinstance(message, str) else message["extraInfo"]["py_callstack"]
+        text, _ = _error(error)
     elif not seen:
         text = "".join(
             Path(context.stderrs[failed]).read_text(encoding="utf-8", errors="replace").splitlines(True)[-40:]
@@ -199,6 +202,14 @@ def _tell(context: SubprocessContext, failed: int, first: int, world: int, *, se
     sys.stderr.write(f"hasten: rank {first + failed} of {world} {_how(code or 1)}\n")
     sys.stderr.flush()
     return 128 - code if code and code < 0 else code or 1
+
+
+def _error(file: Path) -> tuple[str, int]:
+    """The traceback that a rank has left, and when it was raised, in nanoseconds."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(told["message"], str):
+        return told["message"], told.get("raised", file.stat().st_mtime_ns)
+    return told["message"]["extraInfo"]["py_callstack"], file.stat().st_mtime_ns  # a program with torch's `record`
 
 
 def _how(code: int) -> str:

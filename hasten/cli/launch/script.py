@@ -31,12 +31,12 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as e:
-        _leave(e)
+        _leave(e, time.time_ns())
         sys.exit(1)
 
 
-def _leave(e: Exception) -> None:
-    """The traceback, from the script's first line on."""
+def _leave(e: Exception, raised: int) -> None:
+    """The traceback, from the script's first line on, and when that was."""
     frames = e.__traceback__
     while (
         frames
@@ -50,7 +50,7 @@ def _leave(e: Exception) -> None:
         sys.stderr.write(text)
         return
     with open(file + ".part", "w", encoding="utf-8", errors="backslashreplace") as part:
-        json.dump({"message": text, "timestamp": int(time.time())}, part)
+        json.dump({"message": text, "timestamp": raised // 10**9, "raised": raised}, part)
     os.replace(file + ".part", file)  # whoever sees it sees all of it
 
 
