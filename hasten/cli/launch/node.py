@@ -49,34 +49,23 @@ class Node:
 
 def launch(command: Sequence[str], node: Node, environment: Mapping[str, str], *, all_output: bool) -> int:
     """Runs the command once a rank; the exit status of the first that failed, or 0."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
-    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
-
     store, first, world = _meet(node)
     shared = {**_threads(node.workers), **environment, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(node.workers)}
     shared |= {"MASTER_ADDR": node.master_addr, "MASTER_PORT": str(store.port), "GROUP_RANK": str(node.rank)}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_RUN_ID": "run"}
-    each = range(node.workers)
+    ranks = [shared | {"RANK": str(first + i), "LOCAL_RANK": str(i)} for i in range(node.workers)]
     shown = 0 if node.rank == 0 and not all_output else -1  # the local rank that has our own output streams
-    kept = {i: Std.ALL if all_output else Std.ERR for i in each if i != shown}
     with tempfile.TemporaryDirectory(prefix="hasten-run-") as folder, _torch_held_back(), ending() as caught:
-        context = start_processes(
-            "rank",
-            command[0],
-            args={i: tuple(command[1:]) for i in each},
-            envs={i: shared | {"RANK": str(first + i), "LOCAL_RANK": str(i)} for i in each},
-            logs_specs=DefaultLogsSpecs(folder, redirects=kept, local_ranks_filter={shown}),
-        )
-        assert isinstance(context, SubprocessContext)
+        context = _start(command, ranks, folder, shown=shown, all_output=all_output)
         listen(caught)  # older torch has put its own handlers there
         lines = Lines(context, first) if all_output else None
-        failed = None
+        well = False
         try:
             failed = _watch(context, node, store, caught)
-        finally:
+            well = failed is None and not caught
             ours = failed is not None and _claim(store, node)
-            clean = failed is None and not caught
-            _close(context, signal.Signals(caught[0]) if caught else signal.SIGTERM, everything=not clean)
+        finally:
+            _close(context, signal.Signals(caught[0]) if caught else signal.SIGTERM, everything=not well)
             if lines:
                 lines.finish()
         if caught:
@@ -86,6 +75,25 @@ def launch(command: Sequence[str], node: Node, environment: Mapping[str, str], *
         if failed < 0 or not ours:
             return ENDED  # another node tells
         return _tell(context, failed, first, world, seen=all_output or failed == shown)
+
+
+def _start(
+    command: Sequence[str], ranks: Sequence[dict[str, str]], folder: str, *, shown: int, all_output: bool
+) -> SubprocessContext:
+    """The ranks, given their environments. What is not shown goes to files, if anybody may want to see it."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+    kept = {i: Std.ALL if all_output else Std.ERR for i in range(len(ranks)) if i != shown}
+    context = start_processes(
+        "rank",
+        command[0],
+        args={i: tuple(command[1:]) for i in range(len(ranks))},
+        envs=dict(enumerate(ranks)),
+        logs_specs=DefaultLogsSpecs(folder, redirects=kept, local_ranks_filter={shown}),
+    )
+    assert isinstance(context, SubprocessContext)
+    return context
 
 
 def _meet(node: Node) -> tuple[TCPStore, int, int]:
@@ -103,7 +111,9 @@ def _meet(node: Node) -> tuple[TCPStore, int, int]:
     except DistError as e:
         if node.rank == 0 and "EADDRINUSE" in str(e):
             raise ConfigError(f"--master_port {node.master_port}: in use on this machine; name another") from e
-        raise ConfigError(f"node {node.rank} of {node.nodes} did not meet the others at {where}: {e}") from e
+        raise ConfigError(
+            f"node {node.rank} of {node.nodes} did not meet the others at {where}: {str(e).splitlines()[0]}"
+        ) from e
     finally:
         signal.signal(signal.SIGINT, before)
     return store, sum(n for i, n in sizes.items() if i < node.rank), sum(sizes.values())
@@ -170,6 +180,8 @@ def _lost(store: TCPStore) -> bool:
 
 def _claim(store: TCPStore, node: Node) -> bool:
     """Whether this node is the first to fail, and so the one to tell."""
+    if node.nodes == 1:
+        return True
     try:
         return store.compare_set("hasten/failed", "", str(node.rank)) == str(node.rank).encode()
     except RuntimeError:

@@ -14,7 +14,7 @@ from typing import IO, TextIO
 
 from hasten.cli.launch.signals import ending
 
-CARRIED = ("NCCL", "PYTHON", "UCX", "MV2", "MLFLOW")  # what variables begin with that hosts get; DeepSpeed's list
+CARRIED = ("NCCL", "PYTHON", "HASTEN", "UCX", "MV2", "MLFLOW")  # what variables begin with that hosts get
 ENDED, PATIENCE = 128 + signal.SIGTERM, 9  # seconds in which a host closes its ranks and leaves
 
 
