@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hasten import __version__
-from hasten.cli import bench, certify, check, generate, models, warmup
+from hasten.cli import bench, certify, check, generate, models, run, warmup
 from hasten.errors import HastenError
 
 COMMANDS = {
     "generate": generate,
+    "run": run,
     "certify": certify,
     "check": check,
     "models": models,

@@ -1,0 +1,1 @@
+"""What `hasten run` is made of."""
