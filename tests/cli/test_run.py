@@ -329,7 +329,7 @@ def test_ranks_that_do_not_want_to_end_are_ended_within_ten_seconds(
 def test_signals_leave_no_process(number: signal.Signals, script: Script, tmp_path: Path) -> None:
     body = """
     import subprocess
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sh", "-c", "trap '' INT TERM HUP; sleep 60"])
     (here / f"pids{rank}.part").write_text(f"{os.getpid()} {child.pid}")
     os.rename(here / f"pids{rank}.part", here / f"pids{rank}")
     time.sleep(60)
@@ -618,13 +618,13 @@ def test_tasks_of_srun_are_the_ranks(script: Script, tmp_path: Path) -> None:
         "SLURM_STEP_NUM_TASKS": "5",
         "SLURM_LOCALID": "0",
         "SLURM_NODEID": "2",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2),3",
         "SLURM_STEP_NODELIST": "gpu[07-08,11]-ib,other",
         "SLURM_JOB_ID": "123456",
     }
     assert started(script(TELL), slurm) == (0, "", "")
     (found,) = environments(tmp_path)
-    assert [found[name] for name in STARTED] == ["4", "5", "0", "1", "gpu07-ib", "23456"]
+    assert [found[name] for name in STARTED] == ["4", "5", "0", "3", "gpu07-ib", "23456"]
 
 
 def test_a_batch_script_of_slurm_is_no_task(launch: Any, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
