@@ -53,7 +53,8 @@ class Files:
         except WeightError as e:
             yield str(e)
             return
-        self.entries |= {n: e for n, e in held.items() if n in promised or n not in self.entries}
+        listed = set(promised)
+        self.entries |= {n: e for n, e in held.items() if n in listed or n not in self.entries}
 
     def _lacks(self, file: Path, promised: tuple[str, ...]) -> list[str]:
         if not any(e.file == str(file) for e in self.entries.values()):
@@ -78,17 +79,19 @@ def read_index(path: Path) -> Shards:
     """
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        pairs = [(str(n), path.parent / f) for n, f in places.items()]
+        shards: dict[str, list[str]] = {}
+        for tensor, file in places.items():
+            shards.setdefault(str(Path(file)), []).append(str(tensor))
     except OSError as e:
         raise WeightError(f"{path} cannot be read: {e.strerror or e}") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise WeightError(
             f"{path} is no index of a checkpoint (a JSON object with weight_map, {{tensor: file}}): {first_line(e)}"
         ) from e
-    outside = sorted({str(f) for _, f in pairs if f.parent != path.parent})
-    if outside or not pairs:
-        raise WeightError(f"{path} names " + (f"files outside its folder: {few(outside)}" if pairs else "no tensors"))
-    return {file: tuple(n for n, f in pairs if f == file) for file in dict.fromkeys(f for _, f in pairs)}
+    outside = sorted(file for file in shards if Path(file).name != file)
+    if outside or not shards:
+        raise WeightError(f"{path} names " + (f"files outside its folder: {few(outside)}" if shards else "no tensors"))
+    return {path.parent / file: tuple(names) for file, names in shards.items()}
 
 
 def together(what: str, problems: list[str]) -> str:

@@ -52,7 +52,7 @@ class Filling:
     def __init__(self, model: nn.Module, source: Source, dtype: torch.dtype | None) -> None:
         """Raises WeightError with everything in which checkpoint and model differ; the model is as it was."""
         self.model, self.source, self.dtype = model, source, dtype
-        self._before = [(m, m.training, dict(m._parameters), dict(m._buffers), _bare(m)) for m in model.modules()]
+        self._before = [(m, dict(m._parameters), dict(m._buffers), _bare(m)) for m in model.modules()]
         self.meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
         try:
             if self.meta and hasattr(model, "tie_weights"):
@@ -118,25 +118,16 @@ class Filling:
 
     @torch.no_grad()
     def fill(self, device: torch.device) -> None:
-        """Read every tensor to `device`. A model that was on the meta device is in eval mode then.
-
-        If reading fails, what was on the meta device is there again; other tensors may have been overwritten.
-        """
+        """Read every tensor to `device`, where the rest of the model follows. If it fails, `undo` is to be called."""
         done: set[int] = set()
-        try:
-            for name, value in self._made.items():
-                self._put(self._groups[self._group[name]], value, device)
-            for target in tqdm(self.targets, unit="tensor", desc=self.source.origin, leave=False, disable=None):
-                for name, value in target.make(self.source.read).items():
-                    if self._group[name] not in done:
-                        done.add(self._group[name])
-                        self._put(self._groups[self._group[name]], value, device)
-            self._gather(device)
-            if self.meta:
-                self.model.eval()
-        except BaseException:
-            self.undo()
-            raise
+        for name, value in self._made.items():
+            self._put(self._groups[self._group[name]], value, device)
+        for target in tqdm(self.targets, unit="tensor", desc=self.source.origin, leave=False, disable=None):
+            for name, value in target.make(self.source.read).items():
+                if self._group[name] not in done:
+                    done.add(self._group[name])
+                    self._put(self._groups[self._group[name]], value, device)
+        self._gather(device)
 
     def _put(self, slots: list[Slot], value: Tensor, device: torch.device) -> None:
         t, floating = slots[0].tensor, slots[0].tensor.is_floating_point()
@@ -164,9 +155,8 @@ class Filling:
                     slot.put(moved)
 
     def undo(self) -> None:
-        """Every parameter, buffer and mode of the modules as before; tensors that had values keep the new ones."""
-        for m, training, parameters, buffers, bare in self._before:
-            m.training = training
+        """Every parameter and buffer of the modules as before; tensors that had values keep the new ones."""
+        for m, parameters, buffers, bare in self._before:
             m._parameters.update(parameters)
             m._buffers.update(buffers)
             m.__dict__.update(bare)

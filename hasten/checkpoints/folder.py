@@ -48,9 +48,9 @@ def open_checkpoint(where: object, base: str = "") -> Source:
     """
     if isinstance(where, Mapping):
         return _mapping(where)
+    if isinstance(where, Source):
+        return where
     if not isinstance(where, (str, os.PathLike)):
-        if hasattr(where, "entries") and hasattr(where, "read"):
-            return where  # type: ignore[return-value]
         raise ConfigError(f"checkpoint={where!r:.80}: expected {EXPECTED}")
     path = Path(base, os.fsdecode(where)).expanduser()
     if path.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Entry:
     file: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """A checkpoint whose tensors are known by name and shape, and read one by one."""
 
@@ -41,16 +42,12 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class StateDict:
     """A Source of tensors that are in memory, such as what `module.state_dict()` gives."""
 
-    tensors: Mapping[str, Tensor]
-    origin: str = "the state dict"
-
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        return {n: Entry(tuple(t.shape), t.dtype, self.origin) for n, t in self.tensors.items()}
+    def __init__(self, tensors: Mapping[str, Tensor], origin: str = "the state dict") -> None:
+        self.tensors, self.origin = tensors, origin
+        self.entries = {n: Entry(tuple(t.shape), t.dtype, origin) for n, t in tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
         return self.tensors[name].detach()[index or ...]
