@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as T
 from torch import nn
 
 import hasten
@@ -253,6 +254,46 @@ def test_modules_without_a_config_are_filled() -> None:
         target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     hasten.init_inference(target, checkpoint=values.state_dict(), replace_with_kernel_inject=False)
     assert_same(tensors(target), tensors(values))
+
+
+def test_a_module_under_two_names_is_filled_from_either() -> None:
+    def shared() -> nn.Module:
+        layer = nn.Linear(3, 3)
+        return nn.ModuleDict({"a": layer, "b": layer})
+
+    values = shared().state_dict()
+    with torch.device("meta"):
+        target = shared()
+    only = {n: t for n, t in values.items() if n.startswith("b.")}
+    hasten.init_inference(target, checkpoint=only, replace_with_kernel_inject=False)
+    assert torch.equal(target.get_submodule("a").weight, values["a.weight"])
+    assert target.get_submodule("a").weight is target.get_submodule("b").weight
+
+
+def test_tensors_that_modules_keep_as_plain_attributes_are_made_again() -> None:
+    class Table(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.config = config
+            self.linear = nn.Linear(3, config)
+            self.register_buffer("table", torch.arange(config) / 7, persistent=False)
+            self.alias = self.table
+
+    values = Table(4)
+    with torch.device("meta"):
+        target = Table(4)
+    hasten.init_inference(target, checkpoint=values.state_dict(), replace_with_kernel_inject=False)
+    assert torch.equal(target.alias, values.table) and target.alias is target.table
+
+
+def test_more_than_ten_experts_are_stacked_in_order(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 12}
+    model = T.MixtralForCausalLM(T.MixtralConfig(**sizes, **heads)).eval()
+    save(model, tmp_path)
+    target = empty(model)
+    hasten.init_inference(target, checkpoint=tmp_path, replace_with_kernel_inject=False)
+    assert_same(tensors(target), tensors(model))
 
 
 def test_a_buffer_that_nothing_can_compute_is_named() -> None:
