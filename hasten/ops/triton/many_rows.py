@@ -31,9 +31,7 @@ FEWEST = 97  # rows that fill enough of a tile of 128; fewer than 65 are product
 ONE_TILE = 128  # rows up to which a product alone is faster than cuBLAS' too, if it has enough columns
 COLUMNS = 2048
 BY_CUBLAS = frozenset(("relu", "gelu_tanh"))  # activations that it applies itself, behind a bias
-CACHED = (
-    2**24
-)  # numbers of 16 bits that stay in the second-level cache, from which a kernel for the activation reads them
+CACHED = 2**24  # numbers of 16 bits that the second-level cache holds, for the kernel of the activation behind
 SMALL = 2**22  # numbers of a matrix that is read in so little time that the gap before it counts
 
 
