@@ -5,4 +5,4 @@ from hasten.model.transformer import Transformer
 
 __all__ = ["Context", "Dense", "Store", "Transformer"]
 
-from hasten.model import compiled as compiled  # noqa: E402, I001 -- registers
+from hasten.model import native_stack as native_stack  # noqa: E402, I001 -- registers

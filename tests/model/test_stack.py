@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hasten.model import Transformer, compiled
+from hasten.model import Transformer, native_stack
 from hasten.model.layer import Layer
 from hasten.model.stack import Stack, stack
 from hasten.ops import use
@@ -39,13 +39,13 @@ def served(x: Tensor, s: Stack, ctx: Any) -> bool:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each call of the library brought."""
-    made, run = [], compiled.run
+    made, run = [], native_stack.run
 
     def counted(native: Library, x: Tensor, s: Stack, ctx: Any) -> Tensor:
         made.append(len(x))
         return run(native, x, s, ctx)
 
-    monkeypatch.setattr(compiled, "run", counted)
+    monkeypatch.setattr(native_stack, "run", counted)
     return made
 
 
@@ -90,7 +90,7 @@ def test_blocks_of_any_size_are_the_reference(level: int, dtype: torch.dtype, or
     with use("reference"):
         want = outcome(stack.reference, convert(arguments, torch.float64))
         near = outcome(stack.reference, convert(arguments, dtype))
-    got = outcome(lambda *a: compiled.run(at(level), *a), arguments)
+    got = outcome(lambda *a: native_stack.run(at(level), *a), arguments)
     # tiny widths make norms of nearly nothing: what the reference loses in this dtype is the yardstick
     lost = max(float((n.double() - w).abs().max()) for n, w in zip(near, want, strict=True) if n.numel())
     assert_close(got, want, 2 * TOLERANCES[dtype] + 2 * lost)
@@ -189,15 +189,15 @@ def weights_of(one: Layer) -> Tensor:
 @NEEDED
 def test_weights_that_change_or_move_are_read_where_they_are() -> None:
     x, s, ctx = stack_case(LAYER_NORM, torch.float32)
-    first, was = stack(x, s, ctx), compiled._plans[s][torch.float32]
+    first, was = stack(x, s, ctx), native_stack._plans[s][torch.float32]
     weights_of(s.layers[0]).mul_(2)
     changed = stack(x, s, ctx)
-    assert not changed.equal(first) and compiled._plans[s][torch.float32] is was
+    assert not changed.equal(first) and native_stack._plans[s][torch.float32] is was
     torch.testing.assert_close(changed, stack.reference(x, s, ctx))
     for t in (weights_of(s.layers[1]), s.layers[0].mlp.around.before.weight):  # pyright: ignore
         t.data = 3 * t.data
     torch.testing.assert_close(stack(x, s, ctx), stack.reference(x, s, ctx))
-    assert compiled._plans[s][torch.float32] is not was
+    assert native_stack._plans[s][torch.float32] is not was
 
 
 @NEEDED
@@ -208,10 +208,10 @@ def test_a_plan_goes_with_its_stack_and_a_copy_has_its_own() -> None:
     weights_of(other.layers[0]).zero_()
     assert not stack(x, other, ctx).equal(stack(x, s, ctx))
     torch.testing.assert_close(stack(x, other, ctx), stack.reference(x, other, ctx))
-    count = len(compiled._plans)
+    count = len(native_stack._plans)
     del s, other
     gc.collect()
-    assert len(compiled._plans) == count - 2
+    assert len(native_stack._plans) == count - 2
 
 
 # ---- transformers

@@ -367,7 +367,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from hasten.model import compiled
+from hasten.model import native_stack
 from hasten.ops import Matrix, NormLayer
 from hasten.ops.cpu import native, native_pages, native_sample
 from hasten.ops.cpu.library import Library, load
@@ -398,14 +398,14 @@ for level in range(found.level + 1):
                 native_pages.attend_steps(lib, random(1, heads, dim), *pools, table, None, count, a, slopes, sinks)
                 native_pages.write_rows(lib, random(2, kv, dim), random(2, kv, dim), *pools, torch.tensor([-1, 159]))
         for make in STACKS.values():
-            if compiled.steps(*(arguments := make(dtype))):
-                compiled.run(lib, *arguments)
+            if native_stack.steps(*(arguments := make(dtype))):
+                native_stack.run(lib, *arguments)
         for columns in (1, 15, 16, 100):
             native_sample.choose(lib, random(2, columns))
 print("clean")
 """
 
-SHORT = "compiled.run(lib, *arguments[:2], replace(arguments[2], where=arguments[2].where[1:].clone()))"
+SHORT = "native_stack.run(lib, *arguments[:2], replace(arguments[2], where=arguments[2].where[1:].clone()))"
 
 
 @pytest.mark.skipif(not compilers() or sys.platform != "linux", reason="no compiler with sanitizers")
@@ -440,5 +440,5 @@ def test_sanitizers_find_nothing_unless_there_is_something(tmp_path: Path) -> No
         "Matrix(random(rows, columns), random(rows))", "Matrix(random(rows, columns), random(rows - 1))"
     )
     assert "heap-buffer-overflow" in run(early).stderr
-    short = EXERCISE.replace("compiled.run(lib, *arguments)", SHORT)
+    short = EXERCISE.replace("native_stack.run(lib, *arguments)", SHORT)
     assert "heap-buffer-overflow" in run(short).stderr
