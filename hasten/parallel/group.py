@@ -1,0 +1,52 @@
+"""A group of processes, each with one rank in it, that call the same things in the same order."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Group(Protocol):
+    """What a model needs of the processes that share it; every call is made by all of them."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_reduce(self, t: Tensor) -> Tensor:
+        """The sum over the ranks, in t's own memory, which is contiguous."""
+        ...
+
+    def all_gather(self, t: Tensor) -> Tensor:
+        """Every rank's t (..., n) side by side, rank 0 first: (..., size * n)."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """What rank 0 gives, a small value that can be pickled; the host waits."""
+        ...
+
+
+class Processes:
+    """A group of torch.distributed, of which this process is a member."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+
+    def all_reduce(self, t: Tensor) -> Tensor:
+        dist.all_reduce(t, group=self.group)
+        return t
+
+    def all_gather(self, t: Tensor) -> Tensor:
+        pieces = t.new_empty(self.size, *t.shape)
+        dist.all_gather_into_tensor(pieces, t.contiguous(), group=self.group)
+        return torch.cat(pieces.unbind(), -1)
+
+    def share(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return box[0]
