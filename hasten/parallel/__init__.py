@@ -1,6 +1,6 @@
 """Processes that compute together: who they are, and what they say to each other."""
 
 from hasten.parallel.group import Group, Processes
-from hasten.parallel.place import Place
+from hasten.parallel.place import ALONE, Place
 
-__all__ = ["Group", "Place", "Processes"]
+__all__ = ["ALONE", "Group", "Place", "Processes"]

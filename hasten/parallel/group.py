@@ -42,9 +42,9 @@ class Processes:
         return t
 
     def all_gather(self, t: Tensor) -> Tensor:
-        pieces = t.new_empty(self.size, *t.shape)
-        dist.all_gather_into_tensor(pieces, t.contiguous(), group=self.group)
-        return torch.cat(pieces.unbind(), -1)
+        pieces = t.new_empty(self.size * t.numel())  # flat, since gloo and NCCL disagree on other shapes
+        dist.all_gather_into_tensor(pieces, t.flatten(), group=self.group)
+        return torch.cat(pieces.view(self.size, *t.shape).unbind(), -1)
 
     def share(self, value: Any) -> Any:
         box = [value]

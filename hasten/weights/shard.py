@@ -178,7 +178,7 @@ def _cut(p: Param, experts: Split) -> tuple[int, tuple[int, ...], int] | None:
 
 
 def _own(units: int, rank: int, size: int) -> tuple[int, int]:
-    """The first of the units that a rank holds, and how many; where there are too few, ranks hold copies of the same."""
+    """The first of the units that a rank holds, and how many; where there are too few, ranks hold copies of one."""
     if gcd(units, size) != min(units, size):
         raise ValueError(f"{units} units cannot be divided among {size} ranks")
     return rank * units // size, max(units // size, 1)

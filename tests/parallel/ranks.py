@@ -128,7 +128,7 @@ def _serve(pipe: Connection, rank: int, size: int, folder: Path, port: int) -> N
         import torch.distributed as dist
 
         torch.set_num_threads(1)
-        store = dist.FileStore(str(folder / "store"), size)
+        store = torch.distributed.FileStore(str(folder / "store"), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(minutes=10))
         while True:
             try:
