@@ -78,7 +78,7 @@ def test_an_id_that_no_rank_has_is_refused_by_all_before_they_speak(wrong: int) 
     assert threads.run(2, looked_up) == [0, 0]
 
 
-MIXTURE = Moe(4, 2, replace(MLP, width=6), renormalize=True, shared=replace(MLP, width=4))
+MIXTURE = Moe(4, 2, replace(MLP, width=8), renormalize=True, shared=replace(MLP, width=4))
 WIDE_NORMS = replace(ATTENTION, qk_norm=Norm("rms", 1e-6), qk_norm_span="width")
 SPOKEN = {
     "pre": (EVEN, 2),
@@ -92,8 +92,9 @@ SPOKEN = {
 }
 
 
+@pytest.mark.parametrize("size", [2, 4])  # four ranks: each key-value head on two of them
 @pytest.mark.parametrize("name", SPOKEN)
-def test_a_block_speaks_as_often_as_it_must_and_computes_the_same(name: str) -> None:
+def test_a_block_speaks_as_often_as_it_must_and_computes_the_same(name: str, size: int) -> None:
     block, times = SPOKEN[name]
     t = tower(block, block)
     whole, x, memory = weights(t), torch.randn(2, 5, 10), torch.randn(2, 3, 10)
@@ -106,7 +107,7 @@ def test_a_block_speaks_as_often_as_it_must_and_computes_the_same(name: str) -> 
         assert g.exchanges == 2 * times
         return y
 
-    for got in threads.run(2, through):
+    for got in threads.run(size, through):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
