@@ -1,0 +1,93 @@
+"""Memory on every rank's GPU that all ranks can write: a mailbox for sums of small tensors.
+
+A rank puts its numbers into every other rank's mailbox, and adds up what lies in its own: one trip over NVLink, where a
+general all-reduce takes several (the one-shot algorithm; ops/triton/push.py has the kernel). Peer to peer stores only:
+no multicast, which is switched off while ranks find each other's memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hasten.parallel.group import Processes
+
+REGION = 4096  # bytes of a message that travel together, with a flag of their own
+LIMIT = 64 * REGION  # bytes of a message
+MULTICAST = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mailbox:
+    """Where ranks leave messages for each other.
+
+    addresses (size,) int64: each rank's memory, as this process reaches it. It holds flags (REGIONS, size) int32, then
+    two sets of slots (size, LIMIT) of bytes: messages alternate between them, so that nobody writes what a slower rank
+    still reads. epochs (REGIONS,) int32: how often each region was used. memory: this rank's own.
+    """
+
+    rank: int
+    size: int
+    addresses: Tensor
+    epochs: Tensor
+    memory: Tensor
+
+    @property
+    def slots(self) -> int:
+        """The byte of the memory at which slots begin."""
+        return flags(self.size)
+
+
+def flags(size: int) -> int:
+    """Bytes of flags, rounded up to a whole region."""
+    return -(-(LIMIT // REGION) * size * 4 // REGION) * REGION
+
+
+def total(size: int) -> int:
+    """Bytes of each rank's memory."""
+    return flags(size) + 2 * size * LIMIT
+
+
+def mailbox(rank: int, addresses: list[int], memory: Tensor) -> Mailbox:
+    """A mailbox over memory (total(size),) uint8 of zeros on every rank."""
+    where = memory.device
+    epochs = torch.zeros(LIMIT // REGION, dtype=torch.int32, device=where)
+    return Mailbox(rank, len(addresses), torch.tensor(addresses, device=where), epochs, memory)
+
+
+class Symmetric(Processes):
+    """Processes whose GPUs reach each other's memory, on one host; made by all of them together.
+
+    Sums inside a block go through the mailbox if they fit, everything else through torch.distributed.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        import torch.distributed._symmetric_memory as symmetric
+
+        super().__init__(group)
+        with _without_multicast():
+            memory = symmetric.empty(total(self.size), dtype=torch.uint8, device=device).zero_()
+            torch.cuda.synchronize(device)
+            found = symmetric.rendezvous(memory, group)
+            self.mailbox = mailbox(self.rank, list(found.buffer_ptrs), memory)
+            self.handle = found  # keeps the others' memory mapped
+        dist.barrier(group)  # nobody writes before everybody has written zeros
+
+
+@contextmanager
+def _without_multicast() -> Iterator[None]:
+    before = os.environ.get(MULTICAST)
+    os.environ[MULTICAST] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MULTICAST]
+        else:
+            os.environ[MULTICAST] = before
