@@ -20,7 +20,7 @@ from hasten.parallel import Group
 from hasten.parallel.symmetric import LIMIT, REGION, Mailbox, Symmetric
 
 
-@triton.jit(do_not_specialize=("count", "rank"))
+@triton.jit(do_not_specialize=("rank",))
 def push_sum(
     y,
     residual,
@@ -44,21 +44,22 @@ def push_sum(
     region = tl.program_id(0)
     i = region * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
-    wait(PDL)
-    epoch = tl.load(epochs + region) + 1
-    x = tl.load(y + i, mask=inside, other=0.0)
     DTYPE: tl.constexpr = y.dtype.element_ty
-    first = (epoch & 1) * SIZE * SLOT + i  # in the slots of this message; a count below zero is odd or even too
-    for k in tl.static_range(1, SIZE):
-        there = tl.load(addresses + (rank + k) % SIZE) + SLOTS
-        tl.store(there.to(tl.pointer_type(DTYPE)) + rank * SLOT + first, x, mask=inside)
-    tl.debug_barrier()  # all threads have stored what the flag announces
-
     r = tl.arange(0, RANKS)
     others = (r < SIZE) & (r != rank)
     theirs = tl.load(addresses + r, mask=others, other=0).to(tl.pointer_type(tl.int32)) + region * SIZE + rank
-    tl.atomic_xchg(theirs, tl.zeros((RANKS,), tl.int32) + epoch, mask=others, sem="release", scope="sys")
     own = tl.load(addresses + rank)
+    wait(PDL)
+    epoch = tl.load(epochs + region) + 1
+    x = tl.load(y + i, mask=inside, other=0.0)
+    first = (epoch & 1) * SIZE * SLOT + i  # in the slots of this message; a count below zero is odd or even too
+    for k in tl.static_range(1, SIZE):
+        there = (tl.load(addresses + (rank + k) % SIZE) + SLOTS).to(tl.pointer_type(DTYPE))
+        tl.store(tl.multiple_of(there, 16) + rank * SLOT + first, x, mask=inside)
+    if residual is not None:
+        z = tl.load(residual + i, mask=inside, other=0.0)
+    tl.debug_barrier()  # all threads have stored what the flag announces
+    tl.atomic_xchg(theirs, tl.zeros((RANKS,), tl.int32) + epoch, mask=others, sem="release", scope="sys")
     raised = own.to(tl.pointer_type(tl.int32)) + region * SIZE + r
     missing = 1
     while missing > 0:
@@ -66,16 +67,16 @@ def push_sum(
         missing = tl.sum((others & (seen - epoch < 0)).to(tl.int32), 0)
     tl.debug_barrier()  # all threads see what the flags announced
 
-    slot = (own + SLOTS).to(tl.pointer_type(DTYPE)) + first
+    slot = tl.multiple_of((own + SLOTS).to(tl.pointer_type(DTYPE)), 16) + first
     sum = tl.zeros((BLOCK,), tl.float32)
     for s in tl.static_range(SIZE):
-        z = tl.load(slot + s * SLOT, mask=inside & (rank != s), other=0.0, cache_modifier=".cg")
-        sum += tl.where(rank == s, x, z).to(tl.float32)
+        said = tl.load(slot + s * SLOT, mask=inside & (rank != s), other=0.0, cache_modifier=".cg")
+        sum += tl.where(rank == s, x, said).to(tl.float32)
     if layer_scale is not None:
         sum *= tl.load(layer_scale + i % WIDTH, mask=inside, other=0.0).to(tl.float32)
     sum *= scale
     if residual is not None:
-        sum += tl.load(residual + i, mask=inside, other=0.0).to(tl.float32)
+        sum += z.to(tl.float32)
     tl.store(out + i, sum.to(DTYPE), mask=inside)
     tl.store(epochs + region, epoch)
 
