@@ -122,7 +122,7 @@ def _settle(width: int, inner: Norm | None, outer: Norm | None, d: torch.dtype) 
     return *torch.empty(2, 4, width, dtype=d), *norms, 0.5, torch.empty(width, dtype=d)
 
 
-class _Mailed(Symmetric):
+class Mailed(Symmetric):
     """Eight ranks whose memory nobody reads."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class _Mailed(Symmetric):
 
 
 def _settle_over(rows: int, width: int, d: torch.dtype) -> tuple[Any, ...]:
-    return *torch.empty(2, rows, width, dtype=d), None, None, 1.0, None, _Mailed()
+    return *torch.empty(2, rows, width, dtype=d), None, None, 1.0, None, Mailed()
 
 
 def _qkv(heads: tuple[int, int, int], r: Rope | None, own: Norm | None, d: torch.dtype) -> tuple[Any, ...]:
