@@ -64,7 +64,8 @@ def mailbox(rank: int, addresses: list[int], memory: Tensor) -> Mailbox:
 class Symmetric(Processes):
     """Processes whose GPUs reach each other's memory, on one host; made by all of them together.
 
-    Sums inside a block go through the mailbox if they fit, everything else through torch.distributed.
+    Sums inside a block go through the mailbox if they fit, everything else through torch.distributed. RuntimeError,
+    which is torch's, where GPUs do not reach each other.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -74,9 +75,12 @@ class Symmetric(Processes):
         with _without_multicast():
             memory = symmetric.empty(total(self.size), dtype=torch.uint8, device=device).zero_()
             torch.cuda.synchronize(device)
-            found = symmetric.rendezvous(memory, group)
-            self.mailbox = mailbox(self.rank, list(found.buffer_ptrs), memory)
-            self.handle = found  # keeps the others' memory mapped
+            self.handle = symmetric.rendezvous(memory, group)  # keeps the others' memory mapped
+        blocks = self.handle.buffer_ptrs  # torch may have put the tensor anywhere in its block
+        offsets: list[int] = [0] * self.size
+        dist.all_gather_object(offsets, memory.data_ptr() - blocks[self.rank], group=group)
+        addresses = [block + offset for block, offset in zip(blocks, offsets, strict=True)]
+        self.mailbox = mailbox(self.rank, addresses, memory)
         dist.barrier(group)  # nobody writes before everybody has written zeros
 
 
