@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hasten.errors import ConfigError
 from hasten.ops import settle, settle_over
 from hasten.ops.backends import load
 from hasten.parallel import Group, Processes
@@ -90,6 +91,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError("hasten.bench.exchange needs two or more GPUs of one host")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device, timeout=timedelta(minutes=1))

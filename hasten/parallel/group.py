@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hasten.errors import RequestError
+
 
 class Group(Protocol):
-    """What a model needs of the processes that share it; every call is made by all of them."""
+    """What a model needs of the processes that share it; every call is made by all of them, and gives no gradients."""
 
     @property
     def rank(self) -> int: ...
@@ -31,6 +34,28 @@ class Group(Protocol):
         ...
 
 
+def _exchanged(t: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+    wanted = torch.is_grad_enabled() and t.requires_grad
+    return _Exchanged.apply(t, exchange) if wanted else exchange(t)  # pyright: ignore[reportReturnType]
+
+
+class _Exchanged(torch.autograd.Function):
+    """An exchange that a gradient does not pass: torch.distributed would let a wrong one through."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, exchange: Callable[[Tensor], Tensor]) -> Tensor:
+        heard = exchange(t)
+        if heard is t:
+            ctx.mark_dirty(t)
+        return heard
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RequestError(
+            "a model that several ranks share gives no gradients: take them on one rank, without mp_size"
+        )
+
+
 class Processes:
     """A group of torch.distributed, of which this process is a member."""
 
@@ -38,10 +63,16 @@ class Processes:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
 
     def all_reduce(self, t: Tensor) -> Tensor:
+        return _exchanged(t, self._sum)
+
+    def all_gather(self, t: Tensor) -> Tensor:
+        return _exchanged(t, self._gathered)
+
+    def _sum(self, t: Tensor) -> Tensor:
         dist.all_reduce(t, group=self.group)
         return t
 
-    def all_gather(self, t: Tensor) -> Tensor:
+    def _gathered(self, t: Tensor) -> Tensor:
         pieces = t.new_empty(self.size * t.numel())  # flat, since gloo and NCCL disagree on other shapes
         dist.all_gather_into_tensor(pieces, t.flatten(), group=self.group)
         return torch.cat(pieces.view(self.size, *t.shape).unbind(), -1)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hasten.errors import RequestError
 from hasten.parallel import ALONE, Group, Place, Processes
 from tests.parallel import ranks, threads
 
@@ -58,6 +59,26 @@ def test_every_rank_hears_all(size: int, kind: str) -> None:
 
 def test_ranks_of_a_smaller_group_count_from_zero() -> None:
     assert ranks.run(4, in_half) == [(0, [0], 2.0), (0, [1], 4.0), (1, [0], 2.0), (1, [1], 4.0)]
+
+
+def differentiated() -> list[tuple[bool, str]]:
+    world, made = dist.group.WORLD, []
+    assert world is not None
+    g = Processes(world)
+    for exchange in (g.all_reduce, g.all_gather):
+        w = torch.ones(2, 2, requires_grad=True)
+        y = exchange(w @ torch.ones(2, 2)) * 2
+        try:
+            y.sum().backward()
+        except RequestError as e:
+            made.append((bool((y == 4 if exchange == g.all_gather else y == 8).all()), str(e)))
+    return made
+
+
+def test_an_exchange_that_somebody_wants_a_gradient_of_gives_numbers_and_refuses_the_gradient() -> None:
+    for made in ranks.run(2, differentiated):
+        assert [right for right, _ in made] == [True, True]
+        assert all("gives no gradients" in message for _, message in made)
 
 
 def test_an_error_in_one_thread_is_raised_and_ends_the_others() -> None:
