@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hasten.checkpoints import Filling, open_checkpoint
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, HastenError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
 from hasten.inject.attach import attach
@@ -20,9 +20,13 @@ from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.invariance import check_fallbacks, check_invariance
+from hasten.inject.joining import Division, check_divisible, compare, join, local_device, ranks
+from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
 from hasten.ops.backends import load
+from hasten.parallel import Group
+from hasten.weights import Split
 
 
 def init_inference(
@@ -33,14 +37,16 @@ def init_inference(
     wanted = settings(options.certify)
     load()
     given = check_model(model)
+    group = _group(given, options)
     if options.checkpoint is None:
-        return _engine(given, options, wanted)
+        return _engine(given, options, wanted, group)
     filling = Filling(given, open_checkpoint(options.checkpoint, options.base_dir), options.dtype)
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
-        filling.fill(_device(given, options) or _home(given))
-        engine = _engine(given, options, wanted)
+        # of a model that is divided only the shares go to the device
+        filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
+        engine = _engine(given, options, wanted, group)
     except BaseException:
         filling.undo()
         raise
@@ -48,14 +54,17 @@ def init_inference(
     return engine
 
 
-def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None) -> InferenceEngine:
-    check_weights(given)
-    model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
-    if model is not given:
-        check_weights(model)
-    backbones = _backbones(model, options)
-    cast = Cast(model, options.dtype, _device(model, options), options.keep_originals)
-    engine = InferenceEngine(model, options, backbones, cast)
+def _engine(
+    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, group: Group | None
+) -> InferenceEngine:
+    model, backbones = _seen(given, options, group)
+    device, division, apart = _device(model, options), None, frozenset[int]()
+    if group is not None:
+        division = Division(group, _experts(options), device, options.dtype)
+        tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
+        apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
+    cast = Cast(model, options.dtype, device, options.keep_originals, apart)
+    engine = InferenceEngine(model, options, backbones, cast, division)
     engine.start()
     if wanted is not None:
         try:
@@ -66,6 +75,36 @@ def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None
             engine.revert(force=True)
             raise
     return engine
+
+
+def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
+    """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
+    model, backbones, failure = given, list[Backbone](), None
+    try:
+        check_weights(given)
+        model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+        if model is not given:
+            check_weights(model)
+        backbones = _backbones(model, options)
+        if group is not None:
+            check_divisible((b.tower for b in backbones), group.size, _experts(options))
+    except HastenError as error:
+        failure = error
+    if group is not None:
+        on = _device(model, options) or _home(model)
+        compare(group, on, model, [b.tower for b in backbones], failure is not None)
+    if failure is not None:
+        raise failure
+    return model, backbones
+
+
+def _group(model: nn.Module, options: Options) -> Group | None:
+    """The processes that hold the model together; None where this one does so alone."""
+    return join(options.tp_size, options.mpu, options.tp_group, _device(model, options) or _home(model))
+
+
+def _experts(options: Options) -> Split:
+    return "inside" if options.ep_size == 1 else "whole"
 
 
 def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
@@ -90,7 +129,8 @@ def _device(model: nn.Module, options: Options) -> torch.device | None:
     if options.device is not None:
         return options.device
     if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
-        return torch.device("cuda", torch.cuda.current_device())
+        divided = ranks(options.tp_size, options.mpu, options.tp_group) > 1
+        return local_device() if divided else torch.device("cuda", torch.cuda.current_device())
     return None
 
 
