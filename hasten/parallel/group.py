@@ -77,7 +77,7 @@ class Processes:
 
     def _gathered(self, t: Tensor) -> Tensor:
         pieces = t.new_empty(self.size * t.numel())  # flat, since gloo and NCCL disagree on other shapes
-        dist.all_gather_into_tensor(pieces, t.flatten(), group=self.group)
+        getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(pieces, t.flatten(), group=self.group)
         return torch.cat(pieces.view(self.size, *t.shape).unbind(), -1)
 
     def share(self, value: Any) -> Any:

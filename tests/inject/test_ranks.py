@@ -44,7 +44,11 @@ def called(name: str, size: int) -> tuple[float, bool, bool, int, int]:
     engine = hasten.init_inference(model, mp_size=size)
     with torch.no_grad():
         want = first(theirs(**given))
-        lost = float((first(engine(**given)) - want).abs().max() / want.abs().max())
+        off = (first(engine(**given)) - want).abs()
+    seen = given.get("attention_mask")
+    if seen is not None and seen.shape == off.shape[:2]:
+        off = off[seen.bool()]  # what stands at padding means nothing
+    lost = float(off.max() / want.abs().max())
     assert all(b.calls > 0 and not b.detours for b in engine.backbones), engine.explain()
     before, state = theirs.state_dict(), engine.module.state_dict()
     exact = before.keys() == state.keys() and all(torch.equal(before[k], state[k]) for k in before)
@@ -98,9 +102,9 @@ def generated(name: str, size: int) -> list[Any]:
 
 @pytest.mark.parametrize("name", [*DECODERS, "t5", "bart"])
 def test_generation_in_step(name: str) -> None:
-    size = next((n for n in (4, 2, 3) if fits(name, n) and n != 3), None)
+    size = next((n for n in (4, 2, 3) if fits(name, n)), None)
     if size is None:
-        pytest.skip("it has neither two nor four equal parts")
+        pytest.skip("it has no equal parts")
     assert ranks.run(size, generated, name, size) == [[]] * size
 
 
@@ -128,8 +132,8 @@ def test_the_group_of_an_mpu_or_of_the_user() -> None:
 
 def worked_on() -> list[str]:
     """Detours, load_state_dict, deep copies, to(), casts and the certificate."""
-    theirs, model = build(TINY["gpt_neox"]), build(TINY["gpt_neox"])
-    engine = hasten.init_inference(model, mp_size=3, certify=True)
+    theirs, model = build(TINY["bloom"]), build(TINY["bloom"])
+    engine = hasten.init_inference(model, mp_size=2, certify=True)
     wrong = [] if engine.certificate is not None and engine.certificate.passed else [str(engine.certificate)]
     with torch.no_grad():
 
@@ -139,7 +143,7 @@ def worked_on() -> list[str]:
                 wrong.append(what)
 
         attentions = theirs.set_attn_implementation("eager") or engine(**BATCH, output_attentions=True).attentions
-        if attentions and attentions[0] is not None and attentions[0].shape[1] != 3:
+        if attentions and attentions[0] is not None and attentions[0].shape[1] != 12:
             wrong.append("detour")
         if engine.backbones[0].detours.total() != 1 + 1:  # the certificate's own, and this
             wrong.append(f"detours {engine.backbones[0].detours}")
@@ -157,7 +161,7 @@ def worked_on() -> list[str]:
 
 
 def test_what_users_do_with_a_divided_model() -> None:
-    assert ranks.run(3, worked_on) == [[]] * 3
+    assert ranks.run(2, worked_on) == [[]] * 2
 
 
 def cast() -> list[bool]:
