@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
@@ -91,11 +92,17 @@ def _world(size: int, device: str) -> dist.ProcessGroup:
         if os.environ["WORLD_SIZE"] != str(size):
             raise ConfigError(_mismatch(size, os.environ["WORLD_SIZE"]))
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        atexit.register(_leave)  # its threads would abort a process that ends with them
     world = dist.group.WORLD
     assert world is not None
     if dist.get_world_size() != size:
         raise ConfigError(_mismatch(size, str(dist.get_world_size())))
     return world
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _mismatch(size: int, world: str) -> str:
@@ -166,4 +173,3 @@ def share_draws(group: Group) -> None:
     torch.set_rng_state(host)
     if device is not None and cuda:
         torch.cuda.set_rng_state(device)
-

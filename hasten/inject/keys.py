@@ -66,7 +66,9 @@ class Key:
 
 
 # What a key that arrives later says: what is missing and what to do instead.
-EXPERT_PARALLEL = "groups of their own for experts arrive in a later version: experts are divided among the ranks of mp_size"
+EXPERT_PARALLEL = (
+    "groups of their own for experts arrive in a later version: experts are divided among the ranks of mp_size"
+)
 QUANTIZATION = (
     "quantization arrives in a later version: leave the key out (or write quant={'enabled': False}) and choose "
     "dtype=torch.bfloat16 or torch.float16 for small weights"
@@ -94,7 +96,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("injection_policy", POLICY, None, "works",
         "{LayerClass: policy class} names the family of a model that has no known config; {LayerClass: names of "
-        "linears} is checked against the model and changes no number on one device.",
+        "linears} is checked against the model and changes no number.",
         ("injection_dict",),
     ),
     Key("max_out_tokens", COUNT, None, "works",
