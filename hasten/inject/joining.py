@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from hasten.weights import Split, check
 GROUPS = ("get_model_parallel_group", "get_tensor_model_parallel_group")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH = "start the script with `hasten run --num_gpus {} script.py`, torchrun or DeepSpeed's launcher"
+_joined: WeakSet[Processes] = WeakSet()
 COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values", "the description of the layers")
 
 
@@ -56,7 +58,9 @@ def join(size: int, mpu: Any, group: Any, on: torch.device) -> Group | None:
     if dist.get_rank(found) < 0:
         raise ConfigError(f"rank {dist.get_rank()} is no member of the group that tensor_parallel names")
     _check_backend(found, on.type)
-    return Processes(found)
+    joined = Processes(found)
+    _joined.add(joined)
+    return joined
 
 
 def local_device() -> torch.device:
@@ -92,7 +96,7 @@ def _world(size: int, device: str) -> dist.ProcessGroup:
         if os.environ["WORLD_SIZE"] != str(size):
             raise ConfigError(_mismatch(size, os.environ["WORLD_SIZE"]))
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        atexit.register(_leave)  # its threads would abort a process that ends with them
+        atexit.register(_leave)
     world = dist.group.WORLD
     assert world is not None
     if dist.get_world_size() != size:
@@ -101,6 +105,9 @@ def _world(size: int, device: str) -> dist.ProcessGroup:
 
 
 def _leave() -> None:
+    """Let go of every group as the process ends: the threads of one that is still held would abort it."""
+    for p in _joined:
+        p.__dict__.pop("group", None)
     if dist.is_initialized():
         dist.destroy_process_group()
 

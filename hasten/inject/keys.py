@@ -174,7 +174,9 @@ KEYS: tuple[Key, ...] = (
         "its tp_size.",
         ("tp",), shorthand="tp_size",
     ),
-    Key("tensor_parallel.enabled", FLAG, True, "needless", "it is tp_size that decides; DeepSpeed does not consult it either"),
+    Key("tensor_parallel.enabled", FLAG, True, "needless",
+        "it is tp_size that decides; DeepSpeed does not consult it either",
+    ),
     Key("tensor_parallel.tp_size", COUNT, 1, "works",
         "How many processes hold the model together. They are the launcher's (hasten run, torchrun), and "
         "torch.distributed is initialised if it is not: NCCL where the model computes on GPUs, else gloo.",

@@ -266,7 +266,7 @@ def _division(settings: dict[str, Setting]) -> Iterator[str]:
     if invariant and invariant.value:
         yield f"{invariant} cannot be kept among {most} processes, whose sums it does not order: leave one of them out"
     if fuse and not fuse.value:
-        yield f"{fuse} leaves out the fused backbone, which alone is divided among {most} processes: leave one of them out"
+        yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
 
 
 def _together(problems: list[str]) -> str:

@@ -119,7 +119,13 @@ def own_group() -> list[bool]:
     )
     want = build(TINY["llama"]).generate(**BATCH, **GREEDY)
     found = []
-    for given in ({"mpu": mpu}, {"mp_size": 2, "mpu": mpu}, {"tp": {"tp_group": group}}, {"tp": {"mpu": mpu}}):
+    ways: list[dict[str, Any]] = [
+        {"mpu": mpu},
+        {"mp_size": 2, "mpu": mpu},
+        {"tp": {"tp_group": group}},
+        {"tp": {"mpu": mpu}},
+    ]
+    for given in ways:
         engine = hasten.init_inference(build(TINY["llama"]), **given)
         found.append(torch.equal(engine.generate(**BATCH, **GREEDY), want))
         assert f"on rank {dist.get_rank(group)} of 2" in str(engine.explain())
@@ -138,7 +144,7 @@ def worked_on() -> list[str]:
     with torch.no_grad():
 
         def same(what: str, a: nn.Module, b: Any, bound: float = 1e-5) -> None:
-            want, got = first(a(**BATCH)).float(), first(b(**BATCH)).float()
+            want, got = first(a(IDS[1:])).float(), first(b(IDS[1:])).float()
             if not torch.allclose(got, want, atol=bound, rtol=bound):
                 wrong.append(what)
 
@@ -220,3 +226,14 @@ def test_one_process_alone_says_how_to_start_several(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(ConfigError, match="this one is alone .*hasten run --num_gpus 2 script.py"):
         hasten.init_inference(build(TINY["llama"]), mp_size=2)
+
+
+def test_a_group_that_exchanges_nothing_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.inject import joining
+
+    world: Any = SimpleNamespace(size=lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+    with pytest.raises(ConfigError, match=r"computes on cpu, .* it has nccl for cuda.*with gloo"):
+        joining.join(1, None, world, torch.device("cpu"))
+    assert joining.join(1, None, SimpleNamespace(size=lambda: 1), torch.device("cpu")) is None

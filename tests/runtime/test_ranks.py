@@ -1,4 +1,4 @@
-"""Ranks that share a model stay in step, whatever differs between them: memory, time, draws and what can be recorded."""
+"""Ranks that share a model stay in step, whatever differs between them: memory, time, draws and recordings."""
 
 from __future__ import annotations
 
