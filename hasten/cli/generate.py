@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--fp16 contradicts --dtype {args.dtype}")
     prompts = _prompts(args)
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.num_gpus not in (None, 1, started):
+    if args.num_gpus is not None and args.num_gpus != started:
         return _launch(args, prompts)
     kind = load_config(args.model).model_type
     if args.model_type and args.model_type.lower() != kind:
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.explain and first:
         print(engine.explain(), file=sys.stderr)
     with contextlib.nullcontext() if first else _silent():
-        return 0 if _speak(engine, tokenizer, prompts, how) else 1
+        well = _speak(engine, tokenizer, prompts, how)
+    return 0 if well else 1
 
 
 def _launch(args: argparse.Namespace, prompts: list[str]) -> int:

@@ -87,7 +87,8 @@ def test_the_gpt2_script_of_the_tutorial_under_the_launcher(gpt2: Path, tmp_path
     file.write_text(ported(body, gpt2, "import torch; dtype = torch.float", "print(result.tolist())"))
     r = hasten("run", "--num_gpus", ranks, file)
     assert r.returncode == 0, r.stderr
-    model, tokenizer = T.GPT2LMHeadModel.from_pretrained(gpt2).eval(), T.AutoTokenizer.from_pretrained(gpt2)
+    model: Any = T.GPT2LMHeadModel.from_pretrained(gpt2).eval()
+    tokenizer = T.AutoTokenizer.from_pretrained(gpt2)
     inputs = tokenizer(["the old man looked at the sea", "in the beginning"], return_tensors="pt", padding=True)
     want = model.generate(**inputs, do_sample=False, max_length=25, min_length=25, pad_token_id=0).tolist()
     assert r.stdout.strip() == repr(want)

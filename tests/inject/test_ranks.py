@@ -75,6 +75,7 @@ def test_a_call_and_the_state_of_a_divided_model(name: str, size: int) -> None:
 
 def generated(name: str, size: int) -> list[Any]:
     """What differs between one process and several in generation."""
+    theirs: Any
     theirs, alone, engine = build(TINY[name]), build(TINY[name]), build(TINY[name])
     alone, engine = hasten.init_inference(alone), hasten.init_inference(engine, mp_size=size)
     wrong: list[Any] = []
@@ -110,14 +111,15 @@ def test_generation_in_step(name: str) -> None:
 
 def own_group() -> list[bool]:
     """In two groups of two: an mpu, and a group by itself."""
-    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pairs: list[Any] = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     group = pairs[dist.get_rank() // 2]
     mpu = SimpleNamespace(
         get_model_parallel_world_size=lambda: 2,
         get_model_parallel_rank=lambda: dist.get_rank(group),
         get_model_parallel_group=lambda: group,
     )
-    want = build(TINY["llama"]).generate(**BATCH, **GREEDY)
+    theirs: Any = build(TINY["llama"])
+    want = theirs.generate(**BATCH, **GREEDY)
     found = []
     ways: list[dict[str, Any]] = [
         {"mpu": mpu},
@@ -138,6 +140,7 @@ def test_the_group_of_an_mpu_or_of_the_user() -> None:
 
 def worked_on() -> list[str]:
     """Detours, load_state_dict, deep copies, to(), casts and the certificate."""
+    theirs: Any
     theirs, model = build(TINY["bloom"]), build(TINY["bloom"])
     engine = hasten.init_inference(model, mp_size=2, certify=True)
     wrong = [] if engine.certificate is not None and engine.certificate.passed else [str(engine.certificate)]
