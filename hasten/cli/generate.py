@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 
 from hasten.cli.load import add_model, load_config, load_model, load_tokenizer, read_prompts, torch_dtype
 from hasten.errors import ConfigError
@@ -82,7 +81,7 @@ def _launch(args: argparse.Namespace, prompts: list[str]) -> int:
     if "WORLD_SIZE" in os.environ:
         started = os.environ["WORLD_SIZE"]
         raise ConfigError(f"--num_gpus {args.num_gpus}: {started} ranks were started already; leave it out")
-    if args.device and torch.device(args.device).index is not None:
+    if args.device and ":" in args.device:
         raise ConfigError(f"--device {args.device}: with --num_gpus each rank has a GPU of its own; say cuda, or cpu")
     read = [] if args.prompt or args.sample_input else ["--", *prompts]
     return command.main(["run", "--num_gpus", str(args.num_gpus), "--module", "hasten", *args.given, *read])
