@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-
 from hasten.cli.load import add_model, load_config, load_model, load_tokenizer, read_prompts, torch_dtype
 from hasten.errors import ConfigError
 

@@ -237,6 +237,6 @@ def test_a_group_that_exchanges_nothing_where_the_model_is(monkeypatch: pytest.M
     world: Any = SimpleNamespace(size=lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
     monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
-    with pytest.raises(ConfigError, match=r"computes on cpu, .* it has nccl for cuda.*with gloo"):
+    with pytest.raises(ConfigError, match=r"computes on cpu, .*it has nccl for cuda.*with gloo"):
         joining.join(1, None, world, torch.device("cpu"))
     assert joining.join(1, None, SimpleNamespace(size=lambda: 1), torch.device("cpu")) is None
