@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hasten.parallel.group import Processes
 
-REGION = 4096  # bytes of a message that travel together, with a flag of their own
-LIMIT = 64 * REGION  # bytes of a message
+LIMIT = 2**20  # bytes of a message; above it, what moves memory in bulk is faster
+PIECE = 128  # words of 32 bits that travel together
 MULTICAST = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
 
 
@@ -27,38 +27,28 @@ MULTICAST = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
 class Mailbox:
     """Where ranks leave messages for each other.
 
-    addresses (size,) int64: each rank's memory, as this process reaches it. It holds flags (REGIONS, size) int32, then
-    two sets of slots (size, LIMIT) of bytes: messages alternate between them, so that nobody writes what a slower rank
-    still reads. epochs (REGIONS,) int32: how often each region was used. memory: this rank's own.
+    memory (2, size, LIMIT / 4) int64: this rank's boxes, two for each rank, which take turns: a word of 32 bits, and
+    above it the number of the call. addresses (size,) int64: each rank's memory, as this process reaches it. calls
+    (pieces,) int32: the number of each piece's next call.
     """
 
     rank: int
     size: int
     addresses: Tensor
-    epochs: Tensor
+    calls: Tensor
     memory: Tensor
 
-    @property
-    def slots(self) -> int:
-        """The byte of the memory at which slots begin."""
-        return flags(self.size)
 
-
-def flags(size: int) -> int:
-    """Bytes of flags, rounded up to a whole region."""
-    return -(-(LIMIT // REGION) * size * 4 // REGION) * REGION
-
-
-def total(size: int) -> int:
-    """Bytes of each rank's memory."""
-    return flags(size) + 2 * size * LIMIT
+def boxes(size: int) -> tuple[int, int, int]:
+    """Of each rank's memory."""
+    return 2, size, LIMIT // 4
 
 
 def mailbox(rank: int, addresses: list[int], memory: Tensor) -> Mailbox:
-    """A mailbox over memory (total(size),) uint8 of zeros on every rank."""
+    """A mailbox over memory (`boxes`) int64 of zeros on every rank."""
     where = memory.device
-    epochs = torch.zeros(LIMIT // REGION, dtype=torch.int32, device=where)
-    return Mailbox(rank, len(addresses), torch.tensor(addresses, device=where), epochs, memory)
+    calls = torch.ones(LIMIT // 4 // PIECE, dtype=torch.int32, device=where)  # no call has the number of an empty box
+    return Mailbox(rank, len(addresses), torch.tensor(addresses, device=where), calls, memory)
 
 
 class Symmetric(Processes):
@@ -73,7 +63,7 @@ class Symmetric(Processes):
 
         super().__init__(group)
         with _without_multicast():
-            memory = symmetric.empty(total(self.size), dtype=torch.uint8, device=device).zero_()
+            memory = symmetric.empty(*boxes(self.size), dtype=torch.int64, device=device).zero_()
             torch.cuda.synchronize(device)
             self.handle = symmetric.rendezvous(memory, group)  # keeps the others' memory mapped
         blocks = self.handle.buffer_ptrs  # torch may have put the tensor anywhere in its block

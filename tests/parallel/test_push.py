@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from math import prod
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from hasten.ops import NormLayer, settle, settle_over, use
 from hasten.ops.backends import load
 from hasten.parallel import Processes
-from hasten.parallel.symmetric import LIMIT, Mailbox, Symmetric, mailbox, total
+from hasten.parallel.symmetric import LIMIT, PIECE, Mailbox, Symmetric, boxes, mailbox
 from hasten.spec import Norm
 from tests.parallel import ranks
 
@@ -30,9 +31,9 @@ class Shared(Symmetric):
         assert world is not None
         Processes.__init__(self, world)
         load()
-        length = total(self.size)
+        length = prod(boxes(self.size))
         files = [
-            torch.from_file(f"{folder}/{r}", shared=True, size=length, dtype=torch.uint8) for r in range(self.size)
+            torch.from_file(f"{folder}/{r}", shared=True, size=length, dtype=torch.int64) for r in range(self.size)
         ]
         dist.barrier()
         self.files, self.mailbox = files, mailbox(self.rank, [f.data_ptr() for f in files], files[self.rank])
@@ -87,17 +88,17 @@ def counted(folder: str) -> tuple[list[int], bool]:
     group = Shared(folder)
     box: Mailbox = group.mailbox
     start = 2**31 - 2
-    box.epochs.fill_(start)
-    box.memory[: box.slots].view(torch.int32).fill_(start)
-    dist.barrier()
+    box.calls.fill_(start)
     good = True
     for step in range(5):
-        y = message(group.rank, step, (1, 1100), torch.float32)  # two regions
+        y = message(group.rank, step, (1, PIECE + 2), torch.float32)  # two pieces
         residual = torch.zeros_like(y)
         with use("triton"):
             got = settle_over(y, residual, None, None, 1.0, None, group)
-        good &= torch.allclose(got, message(0, step, (1, 1100), y.dtype) + message(1, step, (1, 1100), y.dtype))
-    return (box.epochs[:3] - start).tolist(), good
+        good &= torch.allclose(
+            got, message(0, step, (1, PIECE + 2), y.dtype) + message(1, step, (1, PIECE + 2), y.dtype)
+        )
+    return (box.calls[:3] - start).tolist(), good
 
 
 @on_cpu

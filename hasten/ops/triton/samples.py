@@ -127,7 +127,7 @@ class Mailed(Symmetric):
 
     def __init__(self) -> None:
         self.rank, self.size = 3, 8
-        self.mailbox = mailbox(self.rank, [0] * self.size, torch.empty(1, dtype=torch.uint8))
+        self.mailbox = mailbox(self.rank, [0] * self.size, torch.empty(1, dtype=torch.int64))
 
 
 def _settle_over(rows: int, width: int, d: torch.dtype) -> tuple[Any, ...]:
