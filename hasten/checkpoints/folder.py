@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from hasten.checkpoints.described import Description, describes, read_description, read_json
 from hasten.checkpoints.files import Files, few, read_index
+from hasten.checkpoints.megatron.places import RANK, TRACKER, in_folder, in_list, newest
+from hasten.checkpoints.megatron.source import open_ranks
 from hasten.checkpoints.pickles import Pickle
 from hasten.checkpoints.safetensors import Safetensors
 from hasten.checkpoints.source import Source, StateDict
@@ -47,26 +51,33 @@ def open_checkpoint(where: object, base: str = "") -> Source:
     and WeightError for one whose files are missing, damaged or hostile. No tensor is read.
     """
     if isinstance(where, Mapping):
-        return _mapping(where)
+        return _mapping(where, base)
     if isinstance(where, Source):
         return where
     if not isinstance(where, (str, os.PathLike)):
         raise ConfigError(f"checkpoint={where!r:.80}: expected {EXPECTED}")
     path = Path(base, os.fsdecode(where)).expanduser()
     if path.is_dir():
-        return _file(_usual(path), path)
+        return _ranks(path) or _file(_usual(path), path)
     if not path.exists():
         raise ConfigError(f"checkpoint: {path} does not exist; expected {EXPECTED}")
     return _file(path, path)
 
 
-def _mapping(where: Mapping[object, object]) -> Source:
-    if {"checkpoints", "type"} & where.keys():
-        raise ConfigError(_later("a description of DeepSpeed or Megatron files"))
+def _mapping(where: Mapping[Any, Any], base: str) -> Source:
+    if describes(where):
+        return _described(read_description(where, "the dict", [Path(base).expanduser()]))
     odd = [repr(n) for n, t in where.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
     if odd or not where:
         raise ConfigError(f"checkpoint is a dict whose {few(odd) or 'tensors are missing'}: expected {EXPECTED}")
     return StateDict({str(n): t for n, t in where.items() if isinstance(t, Tensor)})
+
+
+def _ranks(folder: Path) -> Source | None:
+    """Megatron's files, where the folder has them."""
+    if (folder / TRACKER).is_file() or any(RANK.fullmatch(f.name) and f.is_dir() for f in folder.iterdir()):
+        return open_ranks(folder, in_folder(newest(folder)))
+    return None
 
 
 def _usual(folder: Path) -> Path:
@@ -93,8 +104,16 @@ def _file(path: Path, origin: Path) -> Source:
     if path.suffix in FORMATS:
         return Files(origin, {path: ()}, FORMATS[path.suffix])
     if path.suffix == ".json":
-        raise ConfigError(_later(f"{path}, which describes files of DeepSpeed or Megatron"))
+        return _described(read_description(read_json(path), str(path), [path.parent, Path()]))
     raise ConfigError(f"checkpoint: {path} is of no known format; expected {EXPECTED}")
+
+
+def _described(d: Description) -> Source:
+    """The source of the files that a description names."""
+    origin = Path(d.origin) if Path(d.origin).is_file() else d.split[0].parent
+    if len(d.split) == 1 and d.split[0].is_dir():
+        return open_ranks(origin, in_folder(newest(d.split[0])), d.version, d.module_key)
+    return open_ranks(origin, in_list(d.split, d.ranks, d.stages), d.version, d.module_key)
 
 
 def _later(what: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from torch import Tensor
 
+from hasten.checkpoints.files import first_line
 from hasten.checkpoints.source import Entry
+from hasten.errors import WeightError
 
 Read = Callable[[tuple[slice, ...]], Tensor]
 """A stored tensor: the part of it that slices of its first axes cut out, all of it where there are none."""
@@ -100,7 +102,9 @@ def along(axis: int, shares: Sequence[Share], parts: Sequence[int] = (1,)) -> Wh
     are put together each for itself. ValueError where a share cannot be cut so.
     """
     cuts = [_cuts(s.entry.shape[axis], parts) for s in shares]
-    return Whole(axis, tuple(Run(s, *cut[part]) for part in range(len(parts)) for s, cut in zip(shares, cuts, strict=True)))
+    return Whole(
+        axis, tuple(Run(s, *cut[part]) for part in range(len(parts)) for s, cut in zip(shares, cuts, strict=True))
+    )
 
 
 def _cuts(rows: int, parts: Sequence[int]) -> list[tuple[int, int]]:
@@ -131,3 +135,18 @@ def tensor_share(t: Tensor, file: str) -> Share:
     return Share(Entry(tuple(t.shape), t.dtype, file), lambda index: t.detach()[index or ...])
 
 
+class Joined:
+    """A Source of whole tensors that lie in pieces."""
+
+    def __init__(self, origin: str, wholes: Mapping[str, Whole]) -> None:
+        self.origin, self._wholes = origin, wholes
+        self.entries = {n: w.entry for n, w in wholes.items()}
+        self.files = frozenset(r.share.entry.file for w in wholes.values() for r in w.runs)
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> Tensor:
+        try:
+            return self._wholes[name].read(index)
+        except WeightError:
+            raise
+        except Exception as e:  # readers of files raise errors of every class
+            raise WeightError(f"{self.entries[name].file}: {name} cannot be read: {first_line(e)}") from e

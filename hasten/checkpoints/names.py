@@ -34,11 +34,14 @@ class Names:
     """`targets` make tensors of the model; `unexpected` are stored names with no place in it.
 
     `heads` have none either, and need none: the model is a base model, and the checkpoint holds heads upon it.
+    `problems` are what else is wrong, and `claimed` the model's names that are not missing, whatever comes of them.
     """
 
     targets: tuple[Target, ...]
     unexpected: tuple[str, ...]
     heads: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    claimed: frozenset[str] = frozenset()
 
 
 def match(model: nn.Module, stored: Iterable[str], expected: Container[str]) -> Names:

@@ -58,3 +58,10 @@ def _culprit(e: Exception) -> str:
 
 def _plain(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def load(path: Path) -> object:
+    import argparse
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return _load(path)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hasten.checkpoints import Filling, open_checkpoint
+from hasten.checkpoints import Filling, Plan, open_checkpoint
 from hasten.errors import ConfigError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
@@ -35,7 +35,8 @@ def init_inference(
     given = check_model(model)
     if options.checkpoint is None:
         return _engine(given, options, wanted)
-    filling = Filling(given, open_checkpoint(options.checkpoint, options.base_dir), options.dtype)
+    source = open_checkpoint(options.checkpoint, options.base_dir)
+    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
@@ -82,6 +83,12 @@ def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
     if options.batch_invariant:
         check_invariance(model, backbones, options.dtype, _device(model, options))
     return backbones
+
+
+def _plans(model: nn.Module, options: Options) -> list[Plan]:
+    """What the model is and where it keeps its weights, for checkpoints with names of their own."""
+    backbones = attach(model, resolve_policy(model, options.injection_policy, FAMILIES))
+    return [Plan(b.tower, b.bindings, f"{b.path}." if b.path else "") for b in backbones]
 
 
 def _device(model: nn.Module, options: Options) -> torch.device | None:
