@@ -153,7 +153,7 @@ def _files(root: Path, names: Any) -> tuple[Path, ...]:
 
 
 def _sizes(given: Mapping[str, Any], kind: str, files: int, origin: str) -> tuple[int, int]:
-    """Over how many ranks tensors are split, and how many files each has. `mp_size` is `tp_size`, and goes before it."""
+    """Over how many ranks tensors are split, and how many files each has; `mp_size` goes before `tp_size`."""
     said, stages = given.get("mp_size", given.get("tp_size")), given.get("pp_size")
     if kind == "megatron":
         if said is None and stages is None:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from hasten.checkpoints.described import Description, describes, read_description, read_json
+from hasten.checkpoints.distributed import METADATA
 from hasten.checkpoints.files import Files, few, read_index
-from hasten.checkpoints.megatron.places import RANK, TRACKER, in_folder, in_list, newest
+from hasten.checkpoints.megatron.core import open_distributed
+from hasten.checkpoints.megatron.places import RANK, in_folder, in_list, newest
 from hasten.checkpoints.megatron.source import open_ranks
 from hasten.checkpoints.pickles import Pickle
 from hasten.checkpoints.safetensors import Safetensors
@@ -30,8 +32,6 @@ LATER = {
     "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
     "mp_rank_*": "DeepSpeed or Megatron",
     "layer_*-model_states.pt": "DeepSpeed",
-    "latest_checkpointed_iteration.txt": "Megatron",
-    ".metadata": "torch.distributed",
     "ds_inference_config.json": "DeepSpeed",
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
@@ -74,9 +74,12 @@ def _mapping(where: Mapping[Any, Any], base: str) -> Source:
 
 
 def _ranks(folder: Path) -> Source | None:
-    """Megatron's files, where the folder has them."""
-    if (folder / TRACKER).is_file() or any(RANK.fullmatch(f.name) and f.is_dir() for f in folder.iterdir()):
-        return open_ranks(folder, in_folder(newest(folder)))
+    """Files of Megatron's ranks or of torch.distributed.checkpoint, where the folder has them."""
+    inside = newest(folder)
+    if (inside / METADATA).is_file():
+        return open_distributed(inside)
+    if inside != folder or any(RANK.fullmatch(f.name) and f.is_dir() for f in folder.iterdir()):
+        return open_ranks(folder, in_folder(inside))
     return None
 
 

@@ -46,7 +46,8 @@ def of_bert(m: Any) -> Model:
     return {
         "word": e.word_embeddings.weight.detach(), "pos": e.position_embeddings.weight.detach(),
         "types": e.token_type_embeddings.weight.detach(), "final": pair(m.bert.encoder.ln), "layers": layers,
-        "pooler": pair(m.bert.pooler.dense), "mlm": pair(head.transform.dense), "mlm_norm": pair(head.transform.LayerNorm),
+        "pooler": pair(m.bert.pooler.dense), "mlm": pair(head.transform.dense),
+        "mlm_norm": pair(head.transform.LayerNorm),
         "mlm_bias": head.bias.detach(), "pairs": pair(m.cls.seq_relationship),
     }  # fmt: skip
 

@@ -106,7 +106,7 @@ def _version(shards: Mapping[Rank, Shard], given: float | None) -> tuple[int, li
     said = given if given is not None else first.version if first.version is not None else 3 if core else None
     if said is None:
         return 0, [
-            f"{first.path} has no checkpoint_version, on which the order of query_key_value's rows depends: say it with "
+            f"{first.path} has no checkpoint_version, which the order of query_key_value's rows follows: say it with "
             'checkpoint={"type": "Megatron", "version": 0, 1.0, 2.0 or 3.0, "checkpoints": [files]} (the oldest '
             "releases wrote none, and theirs is 0)"
         ]
