@@ -34,16 +34,17 @@ KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """`split` and `whole` are the files of ranks and those that all ranks share.
+    """`files` are those of ranks, or all there are; `shared` those of tensors that all ranks have whole.
 
-    ranks: how many each tensor is split over (1: not at all); stages: how many files of a rank follow each other.
+    split: whether tensors are split over `ranks` files, of which `stages` follow each other for each rank.
     """
 
     origin: str
     type: str
     version: float | None
-    split: tuple[Path, ...]
-    whole: tuple[Path, ...]
+    files: tuple[Path, ...]
+    shared: tuple[Path, ...]
+    split: bool
     ranks: int
     stages: int
     module_key: str | None
@@ -87,14 +88,16 @@ def read_description(
     root = _root(listed, given.get("base_dir"), folders)
     if outside := [n for n in listed if inside and not (root / n).resolve().is_relative_to(folders[0].resolve())]:
         raise ConfigError(f"the description in {origin} names files outside its folder: {', '.join(outside)}")
-    split = _files(root, names["tp"])
-    ranks, stages = _sizes(given, kind, len(split), origin)
+    split = given.get("parallelization") == "tp"
+    paths = (root / names["tp"],) if isinstance(names["tp"], str) else tuple(root / n for n in names["tp"])
+    ranks, stages = _sizes(given, kind, len(paths), origin)
     return Description(
         origin,
         kind,
         given.get("version"),
-        split,
+        paths,
         tuple(root / n for n in names.get("non_tp", ())),
+        split,
         ranks,
         stages,
         given.get("module_key"),
@@ -146,10 +149,6 @@ def _misnamed(files: Any, how: Any) -> list[str]:
 def _root(names: list[str], base: str | None, folders: list[Path]) -> Path:
     roots = [*([Path(base).expanduser()] if base else []), *folders]
     return next((r for r in roots if names and (r / names[0]).exists()), roots[0])
-
-
-def _files(root: Path, names: Any) -> tuple[Path, ...]:
-    return (root / names,) if isinstance(names, str) else tuple(root / n for n in names)
 
 
 def _sizes(given: Mapping[str, Any], kind: str, files: int, origin: str) -> tuple[int, int]:

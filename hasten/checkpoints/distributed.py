@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hasten.checkpoints.files import few, first_line, together
+from hasten.checkpoints.pickles import Record
 from hasten.checkpoints.source import Entry
 from hasten.errors import WeightError
 
@@ -38,19 +39,6 @@ INERT = {
     "pathlib._local": {"PosixPath", "WindowsPath", "Path", "PurePosixPath"},
 }
 """Classes in .metadata, none of which is run: their fields are read from stand-ins."""
-
-
-class Record:
-    """The fields of a pickled object, as attributes, or as `parts` where it keeps a tuple."""
-
-    def __init__(self, *parts: object) -> None:
-        self.parts: tuple[object, ...] = parts
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-        else:
-            self.parts = state if isinstance(state, tuple) else (state,)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from hasten.checkpoints.files import together
 from hasten.checkpoints.joining import Joined
-from hasten.checkpoints.names import Names, Target, match, may_be_missing
+from hasten.checkpoints.names import Names, Target, match, may_be_missing, place_of
 from hasten.checkpoints.rebuild import rebuild
 from hasten.checkpoints.source import Source
+from hasten.checkpoints.split import Split, cuts_of
 from hasten.checkpoints.translate import Foreign, Plan, translate
 from hasten.errors import WeightError
 
@@ -96,6 +97,11 @@ class Filling:
         self._made = rebuild(self.model, {s.name for s in lacking}) if lacking else {}
 
     def _match(self, expected: dict[str, Slot]) -> Names:
+        if isinstance(self.source, Split) and self._plans is not None:
+            cuts = {n: c for p in self._plans() for n, c in cuts_of(p.bindings).items()}
+            places = {n: place_of(self.model, n, expected) for n in self.source.entries}
+            shapes = {n: expected[p].tensor.shape for n, p in places.items() if p is not None}
+            self.source = self.source.fitted(shapes.get, {n: cuts[p] for n, p in places.items() if p in cuts})
         if isinstance(self.source, Foreign) and self._plans is not None:
             return translate(self.source, self._plans(), {n: s.tensor.shape for n, s in expected.items()})
         return match(self.model, self.source.entries, expected)

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from hasten.checkpoints.described import Description, describes, read_description, read_json
+from hasten.checkpoints.described import CONFIG, Description, describes, read_description, read_json
 from hasten.checkpoints.distributed import METADATA
-from hasten.checkpoints.files import Files, few, read_index
+from hasten.checkpoints.files import Files, Opened, few, read_index
 from hasten.checkpoints.megatron.core import open_distributed
 from hasten.checkpoints.megatron.places import RANK, in_folder, in_list, newest
 from hasten.checkpoints.megatron.source import open_ranks
 from hasten.checkpoints.pickles import Pickle
 from hasten.checkpoints.safetensors import Safetensors
 from hasten.checkpoints.source import Source, StateDict
+from hasten.checkpoints.split import open_split
 from hasten.errors import ConfigError
 
 FORMATS = {".safetensors": Safetensors, ".bin": Pickle, ".pt": Pickle, ".pth": Pickle}
@@ -32,7 +33,6 @@ LATER = {
     "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
     "mp_rank_*": "DeepSpeed or Megatron",
     "layer_*-model_states.pt": "DeepSpeed",
-    "ds_inference_config.json": "DeepSpeed",
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
     "*.gguf": "GGUF",
@@ -58,6 +58,8 @@ def open_checkpoint(where: object, base: str = "") -> Source:
         raise ConfigError(f"checkpoint={where!r:.80}: expected {EXPECTED}")
     path = Path(base, os.fsdecode(where)).expanduser()
     if path.is_dir():
+        if (path / CONFIG).is_file():
+            return _described(read_description(read_json(path / CONFIG), str(path / CONFIG), [path], inside=True))
         return _ranks(path) or _file(_usual(path), path)
     if not path.exists():
         raise ConfigError(f"checkpoint: {path} does not exist; expected {EXPECTED}")
@@ -113,10 +115,23 @@ def _file(path: Path, origin: Path) -> Source:
 
 def _described(d: Description) -> Source:
     """The source of the files that a description names."""
-    origin = Path(d.origin) if Path(d.origin).is_file() else d.split[0].parent
-    if len(d.split) == 1 and d.split[0].is_dir():
-        return open_ranks(origin, in_folder(newest(d.split[0])), d.version, d.module_key)
-    return open_ranks(origin, in_list(d.split, d.ranks, d.stages), d.version, d.module_key)
+    origin = Path(d.origin) if Path(d.origin).is_file() else d.files[0].parent
+    listed = d.files
+    if len(listed) == 1 and listed[0].is_dir():
+        if d.type == "megatron":
+            return open_ranks(origin, in_folder(newest(listed[0])), d.version, d.module_key)
+        listed = tuple(sorted(f for f in listed[0].iterdir() if f.suffix in FORMATS))
+    if d.type == "megatron":
+        return open_ranks(origin, in_list(listed, d.ranks, d.stages), d.version, d.module_key)
+    if odd := [str(f) for f in (*listed, *d.shared) if f.suffix not in FORMATS]:
+        raise ConfigError(f"{d.origin} names {few(odd)}: expected files *{', *'.join(FORMATS)}")
+    if not d.split:
+        return Files(origin, {f: () for f in listed}, _start)
+    return open_split(str(origin), listed, d.shared, d.ranks, _start, d.splits)
+
+
+def _start(path: Path) -> Opened:
+    return FORMATS[path.suffix](path)
 
 
 def _later(what: str) -> str:

@@ -75,8 +75,9 @@ def of_live(m: Any, version: int, heads: int) -> Model:
             n: tuple(torch.stack([r for _, r in sorted(p, key=lambda x: x[0])]) for p in both)
             for n, both in each.items()
         }
-        layers.append({**qkv, "o": pair(a.dense), "ln1": pair(b.input_layernorm), "ln2": pair(b.post_attention_layernorm),
-                       "up": pair(b.mlp.dense_h_to_4h), "down": pair(b.mlp.dense_4h_to_h)})  # fmt: skip
+        layers.append({**qkv, "o": pair(a.dense), "ln1": pair(b.input_layernorm),
+                       "ln2": pair(b.post_attention_layernorm), "up": pair(b.mlp.dense_h_to_4h),
+                       "down": pair(b.mlp.dense_4h_to_h)})  # fmt: skip
     e = inner.embedding
     model: Model = {"word": e.word_embeddings.weight.detach(), "pos": e.position_embeddings.weight.detach(),
                     "final": pair(stack.final_layernorm), "layers": layers}  # fmt: skip
@@ -243,5 +244,6 @@ def arguments(model: Model, heads: int, ranks: int = 1, stages: int = 1, **more:
         "ffn_hidden_size": len(layer["up"][1]), "kv_channels": len(layer["q"][1]) // heads,
         "tensor_model_parallel_size": ranks, "pipeline_model_parallel_size": stages, "swiglu": False,
         "normalization": "LayerNorm", "position_embedding_type": "learned_absolute", "params_dtype": torch.float32,
-        "make_vocab_size_divisible_by": 8, "padded_vocab_size": 999, "untie_embeddings_and_output_weights": False, **more,
+        "make_vocab_size_divisible_by": 8, "padded_vocab_size": 999,
+        "untie_embeddings_and_output_weights": False, **more,
     }  # fmt: skip

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import random
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as T
@@ -237,4 +242,31 @@ def test_arguments_beside_the_weights_are_read(tmp_path: Path) -> None:
     content = of_gpt2(model)
     said = arguments(content, HEADS, 2, 2, bias_gelu_fusion=True, norm_epsilon=1e-5)
     write(tmp_path, content, heads=HEADS, ranks=2, stages=2, era="core", arguments=said)
+    assert_same(tensors(loaded(model, tmp_path)), tensors(model))
+
+
+class ModelType(enum.Enum):
+    encoder_or_decoder = 1
+
+
+def test_objects_of_the_trainer_beside_the_weights_are_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enums and the state of random generators, with nobody's package installed."""
+    model = gpt2()
+    content = of_gpt2(model)
+    monkeypatch.setattr(ModelType, "__module__", "megatron.core.enums")
+    package = ModuleType("megatron.core.enums")
+    monkeypatch.setitem(sys.modules, "megatron", ModuleType("megatron"))
+    monkeypatch.setitem(sys.modules, "megatron.core", ModuleType("megatron.core"))
+    monkeypatch.setitem(sys.modules, "megatron.core.enums", package)
+    package.ModelType = ModelType  # type: ignore[attr-defined]
+    said = arguments(content, HEADS, 1, model_type=ModelType.encoder_or_decoder)
+    inside = write(tmp_path, content, heads=HEADS, arguments=said)
+    path = inside / "mp_rank_00" / "model_optim_rng.pt"
+    held = torch.load(path, weights_only=False)
+    held["rng_state"] = [{"np_rng_state": np.random.get_state(), "random_rng_state": random.getstate()}]
+    torch.save(held, path)
+    for name in ("megatron", "megatron.core", "megatron.core.enums"):
+        monkeypatch.delitem(sys.modules, name)
     assert_same(tensors(loaded(model, tmp_path)), tensors(model))
