@@ -23,7 +23,6 @@ STAND_INS = (
     "numpy.",
     "io.BytesIO",
     "_io.BytesIO",
-    "torch.Tensor",
 )
 """Classes (or with a dot behind, packages) of what training leaves beside weights. None of their code is run."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hasten.checkpoints import Filling, Plan, open_checkpoint
+from hasten.checkpoints.save import save_split
+from hasten.checkpoints.split import cuts_of
 from hasten.errors import ConfigError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
@@ -34,14 +37,14 @@ def init_inference(
     load()
     given = check_model(model)
     if options.checkpoint is None:
-        return _engine(given, options, wanted)
+        return _saved(_engine(given, options, wanted), options)
     source = open_checkpoint(options.checkpoint, options.base_dir)
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
         filling.fill(_device(given, options) or _home(given))
-        engine = _engine(given, options, wanted)
+        engine = _saved(_engine(given, options, wanted), options)
     except BaseException:
         filling.undo()
         raise
@@ -63,6 +66,20 @@ def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None
             engine.certificate = certify(engine, **wanted)
             if options.batch_invariant:
                 check_fallbacks(backbones)
+        except BaseException:
+            engine.revert(force=True)
+            raise
+    return engine
+
+
+def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
+    """The engine, its weights written where the user wants them."""
+    path = options.save_mp_checkpoint_path
+    if path is not None:
+        ranks = 1
+        cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+        try:
+            save_split(Path(path), engine.module.state_dict().items(), cuts, ranks)
         except BaseException:
             engine.revert(force=True)
             raise

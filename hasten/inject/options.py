@@ -44,6 +44,7 @@ class Options:
     backend: str | None = None
     checkpoint: Any = None
     base_dir: str = ""
+    save_mp_checkpoint_path: str | None = None
     notes: tuple[str, ...] = ()
     """One sentence for each key that was given and needs nothing done, for explain()."""
 

@@ -178,3 +178,24 @@ def test_splits_that_are_wrong_are_refused(tmp_path: Path) -> None:
         refused({**said, "splits": {"a": odd}}, "splits must give", error=ConfigError)
     message = refused({**said, "splits": {**said["splits"], "gone": [0, [1]]}}, "no file holds gone", error=WeightError)
     assert "problems" not in message
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bert"])
+def test_init_inference_saves_what_it_loads_again(name: str, tmp_path: Path) -> None:
+    """The fused model's weights, interleaved ones too, in the dtype of the cast."""
+    model = build(TINY[name])
+    engine = hasten.init_inference(build(TINY[name]), dtype="bf16", save_mp_checkpoint_path=tmp_path / "x")
+    wanted = {n: t.clone() for n, t in engine.module.state_dict().items()}
+    assert {e.dtype for e in open_checkpoint(tmp_path / "x").entries.values()} == {torch.bfloat16}
+    again = hasten.init_inference(empty(model), checkpoint=tmp_path / "x", dtype="bf16")
+    assert_same(dict(again.module.state_dict()), wanted)
+
+
+def test_a_folder_that_cannot_be_written_to_leaves_the_model(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    model = build(TINY["gpt2"])
+    before = {n: t.clone() for n, t in tensors(model).items()}
+    with pytest.raises(ConfigError, match="is not empty"):
+        hasten.init_inference(model, save_mp_checkpoint_path=tmp_path)
+    assert_same(tensors(model), before)
+    hasten.init_inference(model)

@@ -21,6 +21,7 @@ def contradictions(arguments: Mapping[str, Any], t: Tower) -> list[str]:
 def _differences(a: Mapping[str, Any], t: Tower) -> Iterator[tuple[str, str]]:
     block = t.blocks[0]
     n = block.attention
+    mlp = block.mlp if isinstance(block.mlp, Mlp) else block.mlp.expert
     groups = a.get("num_query_groups") if a.get("group_query_attention") else a.get("num_attention_heads")
     facts = (
         ("num_layers", a.get("num_layers"), len(t.blocks)),
@@ -28,13 +29,13 @@ def _differences(a: Mapping[str, Any], t: Tower) -> Iterator[tuple[str, str]]:
         ("num_attention_heads", a.get("num_attention_heads"), n.heads),
         ("num_query_groups", groups, n.kv_heads),
         ("kv_channels", a.get("kv_channels"), n.head_dim),
-        ("ffn_hidden_size", a.get("ffn_hidden_size"), block.mlp.width if isinstance(block.mlp, Mlp) else None),
+        ("ffn_hidden_size", a.get("ffn_hidden_size"), mlp.width if mlp is block.mlp else None),
         ("normalization", NORMS.get(a.get("normalization", "")), block.norm.kind),
         ("apply_layernorm_1p", a.get("apply_layernorm_1p"), block.norm.offset == 1),
         ("layernorm_zero_centered_gamma", a.get("layernorm_zero_centered_gamma"), block.norm.offset == 1),
         ("apply_residual_connection_post_layernorm", a.get("apply_residual_connection_post_layernorm"), False),
-        ("swiglu", a.get("swiglu"), isinstance(block.mlp, Mlp) and block.mlp.gated and block.mlp.act == "silu"),
-        ("the activation", _activation(a), block.mlp.act if isinstance(block.mlp, Mlp) else None),
+        ("swiglu", a.get("swiglu"), mlp.gated and mlp.act == "silu"),
+        ("the activation", _activation(a), mlp.act),
         ("norm_epsilon", a.get("norm_epsilon", a.get("layernorm_epsilon")), block.norm.eps),
         *_positions(a, t),
     )
