@@ -20,7 +20,7 @@ FLOORS: dict[str, set[str]] = {
     "ops": {"spec", "parallel"},
     "parallel": set(),
     "families": {"spec", "weights"},
-    "checkpoints": set(),
+    "checkpoints": {"spec", "weights"},
     "model": {"spec", "weights", "ops", "parallel"},
     "inject": {"model", "families", "checkpoints", "parallel", "weights", "ops", "spec", "runtime"},
     "module_inject": {"inject", "families", "spec", "weights"},

@@ -3,5 +3,6 @@
 from hasten.checkpoints.fill import Filling
 from hasten.checkpoints.folder import open_checkpoint
 from hasten.checkpoints.source import Entry, Source, StateDict
+from hasten.checkpoints.translate import Plan
 
-__all__ = ["Entry", "Filling", "Source", "StateDict", "open_checkpoint"]
+__all__ = ["Entry", "Filling", "Plan", "Source", "StateDict", "open_checkpoint"]

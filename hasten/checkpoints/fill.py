@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hasten.checkpoints.files import together
-from hasten.checkpoints.names import Names, Target, match, may_be_missing
+from hasten.checkpoints.joining import Joined
+from hasten.checkpoints.names import Names, Target, match, may_be_missing, place_of
 from hasten.checkpoints.rebuild import rebuild
 from hasten.checkpoints.source import Source
+from hasten.checkpoints.split import Split, cuts_of
+from hasten.checkpoints.translate import Foreign, Plan, translate
 from hasten.errors import WeightError
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -49,9 +52,18 @@ class Filling:
     Tensors with values are overwritten in place.
     """
 
-    def __init__(self, model: nn.Module, source: Source, dtype: torch.dtype | None) -> None:
-        """Raises WeightError with everything in which checkpoint and model differ; the model is as it was."""
-        self.model, self.source, self.dtype = model, source, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        dtype: torch.dtype | None,
+        plans: Callable[[], Sequence[Plan]] | None = None,
+    ) -> None:
+        """`plans` describes the model's towers, which sources in a dialect of their own need.
+
+        Raises WeightError with everything in which checkpoint and model differ; the model is as it was.
+        """
+        self.model, self.source, self.dtype, self._plans = model, source, dtype, plans
         self._before = [(m, dict(m._parameters), dict(m._buffers), _bare(m)) for m in model.modules()]
         self.meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
         try:
@@ -68,9 +80,11 @@ class Filling:
             self._groups[id(slot.tensor)].append(slot)
         self._group = {s.name: id(s.tensor) for slots in self._groups.values() for s in slots}
         expected = {s.name: s for slots in self._groups.values() for s in slots if s.persistent}
-        names = match(self.model, self.source.entries, expected)
+        names = self._match(expected)
         found, problems = self._found(names, expected)
-        missing = [n for n in expected if self._group[n] not in found]
+        problems += names.problems
+        claimed = {self._group[n] for n in names.claimed}
+        missing = [n for n in expected if self._group[n] not in found and self._group[n] not in claimed]
         optional = may_be_missing(self.model)
         problems += [f"missing: {n}" for n in missing if not optional(n)]
         problems += [f"unexpected: {n} ({self.source.entries[n].file})" for n in names.unexpected]
@@ -81,6 +95,16 @@ class Filling:
         self.targets, self.heads = names.targets, names.heads
         lacking = [slots[0] for i, slots in self._groups.items() if i not in found and slots[0].tensor.is_meta]
         self._made = rebuild(self.model, {s.name for s in lacking}) if lacking else {}
+
+    def _match(self, expected: dict[str, Slot]) -> Names:
+        if isinstance(self.source, Split) and self._plans is not None:
+            cuts = {n: c for p in self._plans() for n, c in cuts_of(p.bindings).items()}
+            places = {n: place_of(self.model, n, expected) for n in self.source.entries}
+            shapes = {n: expected[p].tensor.shape for n, p in places.items() if p is not None}
+            self.source = self.source.fitted(shapes.get, {n: cuts[p] for n, p in places.items() if p in cuts})
+        if isinstance(self.source, Foreign) and self._plans is not None:
+            return translate(self.source, self._plans(), {n: s.tensor.shape for n, s in expected.items()})
+        return match(self.model, self.source.entries, expected)
 
     def _found(self, names: Names, expected: dict[str, Slot]) -> tuple[dict[int, list[tuple[str, Target]]], list[str]]:
         """What the targets make, by the tensor that it is for, and what is wrong with it."""
@@ -164,8 +188,9 @@ class Filling:
     @property
     def notes(self) -> list[str]:
         """What explain() tells of it."""
-        files = len({e.file for e in self.source.entries.values()})
-        notes = [f"checkpoint: {len(self.source.entries)} tensors of {files} files from {self.source.origin}"]
+        joined = self.source.files if isinstance(self.source, Joined) else ()
+        files = joined or {e.file for e in self.source.entries.values()}
+        notes = [f"checkpoint: {len(self.source.entries)} tensors of {len(files)} files from {self.source.origin}"]
         if self.heads:
             notes.append(f"checkpoint: left out, as the model has no such head: {', '.join(self.heads)}")
         return notes

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from hasten.checkpoints.files import Files, few, read_index
+from hasten.checkpoints.described import CONFIG, Description, describes, read_description, read_json
+from hasten.checkpoints.distributed import METADATA
+from hasten.checkpoints.files import Files, Opened, few, read_index
+from hasten.checkpoints.megatron.core import open_distributed
+from hasten.checkpoints.megatron.places import RANK, in_folder, in_list, newest
+from hasten.checkpoints.megatron.source import open_ranks
 from hasten.checkpoints.pickles import Pickle
 from hasten.checkpoints.safetensors import Safetensors
 from hasten.checkpoints.source import Source, StateDict
+from hasten.checkpoints.split import open_split
 from hasten.errors import ConfigError
 
 FORMATS = {".safetensors": Safetensors, ".bin": Pickle, ".pt": Pickle, ".pth": Pickle}
@@ -26,9 +33,6 @@ LATER = {
     "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
     "mp_rank_*": "DeepSpeed or Megatron",
     "layer_*-model_states.pt": "DeepSpeed",
-    "latest_checkpointed_iteration.txt": "Megatron",
-    ".metadata": "torch.distributed",
-    "ds_inference_config.json": "DeepSpeed",
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
     "*.gguf": "GGUF",
@@ -47,26 +51,38 @@ def open_checkpoint(where: object, base: str = "") -> Source:
     and WeightError for one whose files are missing, damaged or hostile. No tensor is read.
     """
     if isinstance(where, Mapping):
-        return _mapping(where)
+        return _mapping(where, base)
     if isinstance(where, Source):
         return where
     if not isinstance(where, (str, os.PathLike)):
         raise ConfigError(f"checkpoint={where!r:.80}: expected {EXPECTED}")
     path = Path(base, os.fsdecode(where)).expanduser()
     if path.is_dir():
-        return _file(_usual(path), path)
+        if (path / CONFIG).is_file():
+            return _described(read_description(read_json(path / CONFIG), str(path / CONFIG), [path], inside=True))
+        return _ranks(path) or _file(_usual(path), path)
     if not path.exists():
         raise ConfigError(f"checkpoint: {path} does not exist; expected {EXPECTED}")
     return _file(path, path)
 
 
-def _mapping(where: Mapping[object, object]) -> Source:
-    if {"checkpoints", "type"} & where.keys():
-        raise ConfigError(_later("a description of DeepSpeed or Megatron files"))
+def _mapping(where: Mapping[Any, Any], base: str) -> Source:
+    if describes(where):
+        return _described(read_description(where, "the dict", [Path(base).expanduser()]))
     odd = [repr(n) for n, t in where.items() if not (isinstance(n, str) and isinstance(t, Tensor))]
     if odd or not where:
         raise ConfigError(f"checkpoint is a dict whose {few(odd) or 'tensors are missing'}: expected {EXPECTED}")
     return StateDict({str(n): t for n, t in where.items() if isinstance(t, Tensor)})
+
+
+def _ranks(folder: Path) -> Source | None:
+    """Files of Megatron's ranks or of torch.distributed.checkpoint, where the folder has them."""
+    inside = newest(folder)
+    if (inside / METADATA).is_file():
+        return open_distributed(inside)
+    if inside != folder or any(RANK.fullmatch(f.name) and f.is_dir() for f in folder.iterdir()):
+        return open_ranks(folder, in_folder(inside))
+    return None
 
 
 def _usual(folder: Path) -> Path:
@@ -93,8 +109,29 @@ def _file(path: Path, origin: Path) -> Source:
     if path.suffix in FORMATS:
         return Files(origin, {path: ()}, FORMATS[path.suffix])
     if path.suffix == ".json":
-        raise ConfigError(_later(f"{path}, which describes files of DeepSpeed or Megatron"))
+        return _described(read_description(read_json(path), str(path), [path.parent, Path()]))
     raise ConfigError(f"checkpoint: {path} is of no known format; expected {EXPECTED}")
+
+
+def _described(d: Description) -> Source:
+    """The source of the files that a description names."""
+    origin = Path(d.origin) if Path(d.origin).is_file() else d.files[0].parent
+    listed = d.files
+    if len(listed) == 1 and listed[0].is_dir():
+        if d.type == "megatron":
+            return open_ranks(origin, in_folder(newest(listed[0])), d.version, d.module_key)
+        listed = tuple(sorted(f for f in listed[0].iterdir() if f.suffix in FORMATS))
+    if d.type == "megatron":
+        return open_ranks(origin, in_list(listed, d.ranks, d.stages), d.version, d.module_key)
+    if odd := [str(f) for f in (*listed, *d.shared) if f.suffix not in FORMATS]:
+        raise ConfigError(f"{d.origin} names {few(odd)}: expected files *{', *'.join(FORMATS)}")
+    if not d.split:
+        return Files(origin, {f: () for f in listed}, _start)
+    return open_split(str(origin), listed, d.shared, d.ranks, _start, d.splits)
+
+
+def _start(path: Path) -> Opened:
+    return FORMATS[path.suffix](path)
 
 
 def _later(what: str) -> str:

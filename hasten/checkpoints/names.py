@@ -34,17 +34,20 @@ class Names:
     """`targets` make tensors of the model; `unexpected` are stored names with no place in it.
 
     `heads` have none either, and need none: the model is a base model, and the checkpoint holds heads upon it.
+    `problems` are what else is wrong, and `claimed` the model's names that are not missing, whatever comes of them.
     """
 
     targets: tuple[Target, ...]
     unexpected: tuple[str, ...]
     heads: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    claimed: frozenset[str] = frozenset()
 
 
 def match(model: nn.Module, stored: Iterable[str], expected: Container[str]) -> Names:
     """Find the place of each stored name among `expected`, the names of the model's tensors."""
     rename, converters = _rules(model)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    prefix = _prefix(model)
     pieces: dict[str, list[tuple[str, str]]] = {}  # model's name -> stored names, and the pattern that each matched
     singles: dict[str, str] = {}
     left: list[str] = []
@@ -91,6 +94,15 @@ def _ignored(model: nn.Module, prefix: str) -> Callable[[str], bool]:
 def _any(patterns: Iterable[str]) -> Callable[[str], bool]:
     compiled = [re.compile(p) for p in patterns]
     return lambda name: any(p.search(name) for p in compiled)
+
+
+def place_of(model: nn.Module, name: str, expected: Container[str]) -> str | None:
+    """The name among `expected` that a stored one means, without rules of conversion; None if there is none."""
+    return _place(name, _prefix(model), expected)
+
+
+def _prefix(model: nn.Module) -> str:
+    return f"{getattr(model, 'base_model_prefix', '')}."
 
 
 def _place(name: str, prefix: str, expected: Container[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,49 @@ from torch import Tensor
 from hasten.checkpoints.files import few, first_line
 from hasten.checkpoints.source import Entry
 from hasten.errors import WeightError
+
+STAND_INS = (
+    "argparse.Namespace",
+    "megatron.",
+    "deepspeed.",
+    "transformer_engine.",
+    "apex.",
+    "numpy.",
+    "io.BytesIO",
+    "_io.BytesIO",
+)
+"""Classes (or with a dot behind, packages) of what training leaves beside weights. None of their code is run."""
+
+
+class Record:
+    """What stands in for an object whose class is not loaded: its fields as attributes, or `parts`.
+
+    A global that is called when it is unpickled becomes one, too: with the arguments of the call.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        self.parts: tuple[object, ...] = parts
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.parts = state if isinstance(state, tuple) else (state,)
+
+
+def load(path: Path) -> object:
+    """What a file of torch.save holds, its tensors mapped, and Records for objects of training (STAND_INS).
+
+    Raises WeightError for a file that is damaged, or that names anything else that torch does not allow.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # loading tells what is wrong with it
+        names = []
+    inert = [n for n in names if n in STAND_INS or any(s.endswith(".") and n.startswith(s) for s in STAND_INS)]
+    allowed: list[Any] = [(type("Record", (Record,), {}), n) for n in inert]
+    with torch.serialization.safe_globals(allowed):
+        return _load(path)
 
 
 class Pickle:
@@ -51,9 +95,10 @@ def _load(path: Path) -> object:
 
 def _culprit(e: Exception) -> str:
     """The sentence of torch's message that names what it does not allow."""
-    lines = [line.strip() for line in str(e).splitlines()]
+    said = str(e).rpartition("WeightsUnpickler error:")[2] or "an object of a class that is not allowed"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     line = next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[0])
-    return line.removeprefix("WeightsUnpickler error: ").partition(" Please use ")[0]
+    return line.partition(" Please use ")[0]
 
 
 def _plain(name: object, value: object) -> bool:

@@ -20,7 +20,17 @@ from hasten.weights import GROUPED, SEQUENTIAL, STRIDED, Dialect, Packed, Packin
 PRE_NORM_BERT = Dialect(
     "megatron-bert",
     BERT.block,
-    {**BERT.slots, "attn_norm": "attention.ln", "mlp_norm": "ln", "final_norm": "encoder.ln"},
+    {
+        **BERT.slots,
+        "attn_norm": "attention.ln",
+        "mlp_norm": "ln",
+        "final_norm": "encoder.ln",
+        "pooler": "pooler.dense",
+        "mlm": "/cls.predictions.transform.dense",
+        "mlm_norm": "/cls.predictions.transform.LayerNorm",
+        "mlm_logits": "/cls.predictions",
+        "pairs": "/cls.seq_relationship",
+    },
 )
 ACT = {
     "gelu": "gelu",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hasten.checkpoints import Filling, open_checkpoint
+from hasten.checkpoints import Filling, Plan, open_checkpoint
+from hasten.checkpoints.save import save_split
+from hasten.checkpoints.split import cuts_of
 from hasten.errors import ConfigError, HastenError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
@@ -39,14 +42,15 @@ def init_inference(
     given = check_model(model)
     group = _group(given, options)
     if options.checkpoint is None:
-        return _engine(given, options, wanted, group)
-    filling = Filling(given, open_checkpoint(options.checkpoint, options.base_dir), options.dtype)
+        return _saved(_engine(given, options, wanted, group), options, group)
+    source = open_checkpoint(options.checkpoint, options.base_dir)
+    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
         # of a model that is divided only the shares go to the device
         filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
-        engine = _engine(given, options, wanted, group)
+        engine = _saved(_engine(given, options, wanted, group), options, group)
     except BaseException:
         filling.undo()
         raise
@@ -107,6 +111,27 @@ def _experts(options: Options) -> Split:
     return "inside" if options.ep_size == 1 else "whole"
 
 
+def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> InferenceEngine:
+    """The engine, its weights written where the user wants them, cut for as many ranks as there are."""
+    path, failure = options.save_mp_checkpoint_path, None
+    if path is None:
+        return engine
+    ranks = 1 if group is None else group.size
+    cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+    state = engine.module.state_dict()  # of all ranks
+    if group is None or group.rank == 0:
+        try:
+            save_split(Path(path), state.items(), cuts, ranks)
+        except BaseException as error:
+            failure = error
+    if group is not None and group.share(failure is not None) and failure is None:
+        failure = ConfigError(f"save_mp_checkpoint_path={path!r}: rank 0 could not write it")
+    if failure is not None:
+        engine.revert(force=True)
+        raise failure
+    return engine
+
+
 def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
     policy = options.injection_policy
     if policy is not None:
@@ -121,6 +146,12 @@ def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
     if options.batch_invariant:
         check_invariance(model, backbones, options.dtype, _device(model, options))
     return backbones
+
+
+def _plans(model: nn.Module, options: Options) -> list[Plan]:
+    """What the model is and where it keeps its weights, for checkpoints with names of their own."""
+    backbones = attach(model, resolve_policy(model, options.injection_policy, FAMILIES))
+    return [Plan(b.tower, b.bindings, f"{b.path}." if b.path else "") for b in backbones]
 
 
 def _device(model: nn.Module, options: Options) -> torch.device | None:

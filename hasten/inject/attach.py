@@ -82,7 +82,8 @@ def _with_live_head(
         return replace(t, head=None)
     tables = {prefix + str(d.slots["tokens"]).lstrip("/") for d in family.dialects[name]}
     table = next((tensors[f"{n}.weight"] for n in tables if f"{n}.weight" in tensors), None)
-    tied = table is not None and table.data_ptr() == tensors[f"{present}.weight"].data_ptr()
+    own = tensors[f"{present}.weight"]
+    tied = table is own or (table is not None and not own.is_meta and table.data_ptr() == own.data_ptr())
     return replace(t, head=replace(t.head, tied=tied, bias=f"{present}.bias" in tensors))
 
 

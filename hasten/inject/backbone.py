@@ -72,7 +72,7 @@ class Backbone:
         """
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
-        self.graphs = Graphs() if graphs else None
+        self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
         self.division = division
         own = self.tower
         if division is not None:

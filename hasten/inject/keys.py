@@ -74,12 +74,15 @@ QUANTIZATION = (
     "dtype=torch.bfloat16 or torch.float16 for small weights"
 )
 OLDER = "this older section is not read: give the path as checkpoint=..."
-SAVING = "saving split checkpoints arrives in a later version: save the model itself with save_pretrained"
 
 # Why a key has nothing to do.
 EXPERTS = "the experts are read from the model itself"
 DESCRIBED = "the model's own config describes its layers"
-NO_CHECKPOINT = "it only says where in a training checkpoint to look, and Hugging Face's files hold nothing else"
+CONTAINER = (
+    "the entry of a training checkpoint that holds the weights is found without it; where there are two, `module_key` "
+    "in the description says which"
+)
+NO_CHECKPOINT = "it only says where a checkpoint lies: `base_dir` does"
 SPLIT = "how a layer is divided follows from its heads and widths"
 UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
 
@@ -142,17 +145,23 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("replace_method", TEXT, "auto", "needless", "there is one method: the backbone is replaced where it sits"),
     Key("local_rank", INTEGER, 0, "needless", "the model runs on the device where it is, or on `device`"),
-    Key("module_key", TEXT, "module", "needless", NO_CHECKPOINT),
+    Key("module_key", TEXT, "module", "needless", CONTAINER),
     Key("base_dir", PATH, "", "works", "The folder that a relative path in `checkpoint` lies in."),
     Key("checkpoint", CHECKPOINT, None, "works",
-        "Fills the model, also one on the meta device, before it is fused: a folder or file as Hugging Face writes it "
-        "(safetensors or .bin, with an index or without), or a dict of tensors by name. Files of DeepSpeed and "
-        "Megatron are an error that says so.",
+        "Fills the model, also one on the meta device, before it is fused: a folder or file of Hugging Face, "
+        "Megatron-LM, Megatron-Core or torch.distributed.checkpoint, a description of files (a JSON file or a dict "
+        "with `type` and `checkpoints`), or a dict of tensors by name.",
     ),
-    Key("save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
+    Key("save_mp_checkpoint_path", PATH, None, "works",
+        "An empty or new folder that the weights are written to, as the devices share them, in the dtype they have "
+        "after the cast: safetensors and a ds_inference_config.json, which `checkpoint` takes.",
+    ),
     Key("checkpoint_config", SECTION, {}, "arrives", OLDER, ("ckpt_config",)),
     Key("checkpoint_config.checkpoint_dir", PATH, None, "arrives", OLDER, permits=()),
-    Key("checkpoint_config.save_mp_checkpoint_path", PATH, None, "arrives", SAVING, permits=()),
+    Key("checkpoint_config.save_mp_checkpoint_path", PATH, None, "arrives",
+        "this older section is not read: give the path as save_mp_checkpoint_path=...",
+        permits=(),
+    ),
     Key("checkpoint_config.base_dir", PATH, None, "needless", NO_CHECKPOINT),
     Key("training_mp_size", COUNT, 1, "arrives",
         "merging weights that were trained in several pieces arrives in a later version: merge them into the model "

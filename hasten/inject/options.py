@@ -52,6 +52,7 @@ class Options:
     mpu: Any = None
     tp_group: Any = None
     ep_size: int = 1
+    save_mp_checkpoint_path: str | None = None
     notes: tuple[str, ...] = ()
     """One sentence for each key that was given and needs nothing done, for explain()."""
 

@@ -288,22 +288,12 @@ def test_what_is_no_checkpoint_at_all(where: Any) -> None:
         ("latest", "DeepSpeed"),
         ("mp_rank_00_model_states.pt", "DeepSpeed or Megatron"),
         ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed"),
-        ("latest_checkpointed_iteration.txt", "Megatron"),
-        (".metadata", "torch.distributed"),
         ("tf_model.h5", "TensorFlow"),
     ],
 )
 def test_formats_that_arrive_later_are_named(file: str, format: str, tmp_path: Path) -> None:
     (tmp_path / file).touch()
     refused(tmp_path, ConfigError, str(tmp_path), format, "not supported by this version")
-
-
-def test_descriptions_of_deepspeed_and_megatron_files_arrive_later(tmp_path: Path) -> None:
-    description = {"type": "Megatron", "version": 0.0, "checkpoints": ["mp_rank_00/model_optim_rng.pt"]}
-    refused(description, ConfigError, "DeepSpeed or Megatron", "not supported by this version")
-    file = tmp_path / "checkpoints.json"
-    file.write_text(json.dumps(description))
-    refused(file, ConfigError, str(file), "not supported by this version")
 
 
 def test_a_meta_model_without_a_checkpoint_hears_of_it() -> None:
