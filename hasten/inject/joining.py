@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hasten.errors import ConfigError, WeightError
 from hasten.inject.kinds import world_size
 from hasten.parallel import Group, Place, Processes
+from hasten.parallel.symmetric import closest
 from hasten.spec import Tower
 from hasten.weights import Split, check
 
@@ -58,7 +59,7 @@ def join(size: int, mpu: Any, group: Any, on: torch.device) -> Group | None:
     if dist.get_rank(found) < 0:
         raise ConfigError(f"rank {dist.get_rank()} is no member of the group that tensor_parallel names")
     _check_backend(found, on.type)
-    joined = Processes(found)
+    joined = closest(found, on)
     _joined.add(joined)
     return joined
 

@@ -8,8 +8,9 @@ no multicast, which is switched off while ranks find each other's memory.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,20 @@ class Symmetric(Processes):
         addresses = [block + offset for block, offset in zip(blocks, offsets, strict=True)]
         self.mailbox = mailbox(self.rank, addresses, memory)
         dist.barrier(group)  # nobody writes before everybody has written zeros
+
+
+def closest(group: dist.ProcessGroup, device: torch.device) -> Processes:
+    """The processes with a mailbox, where their GPUs are on one host and reach each other; a call of all of them."""
+    hosts = [""] * dist.get_world_size(group)
+    dist.all_gather_object(hosts, socket.gethostname() if device.type == "cuda" else "", group=group)
+    if len(set(hosts)) > 1 or not hosts[0]:
+        return Processes(group)
+    made: Processes | None = None
+    with suppress(RuntimeError):
+        made = Symmetric(group, device)
+    well = [False] * len(hosts)
+    dist.all_gather_object(well, made is not None, group=group)
+    return made if made is not None and all(well) else Processes(group)
 
 
 @contextmanager

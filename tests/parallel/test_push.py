@@ -16,7 +16,7 @@ from torch import Tensor
 from hasten.ops import NormLayer, settle, settle_over, use
 from hasten.ops.backends import load
 from hasten.parallel import Processes
-from hasten.parallel.symmetric import LIMIT, PIECE, Mailbox, Symmetric, boxes, mailbox
+from hasten.parallel.symmetric import LIMIT, PIECE, Mailbox, Symmetric, boxes, closest, mailbox
 from hasten.spec import Norm
 from tests.parallel import ranks
 
@@ -136,3 +136,13 @@ def test_sums_are_right_on_gpus() -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert "sums are right, and the same on every rank" in done.stdout
+
+
+def closest_here() -> str:
+    world = dist.group.WORLD
+    assert world is not None
+    return type(closest(world, torch.device("cpu"))).__name__
+
+
+def test_processes_without_gpus_have_no_mailbox() -> None:
+    assert ranks.run(2, closest_here) == ["Processes", "Processes"]
