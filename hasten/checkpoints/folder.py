@@ -31,7 +31,7 @@ LATER = {
     "global_step*": "DeepSpeed",
     "zero_pp_rank_*": "DeepSpeed",
     "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
-    "mp_rank_*": "DeepSpeed or Megatron",
+    "mp_rank_*": "DeepSpeed",
     "layer_*-model_states.pt": "DeepSpeed",
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
@@ -136,6 +136,6 @@ def _start(path: Path) -> Opened:
 
 def _later(what: str) -> str:
     return (
-        f"checkpoint={what}, is not supported by this version, which reads Hugging Face's files: convert it, or load "
-        "the weights into the model (load_state_dict) before init_inference"
+        f"checkpoint={what}, is not supported by this version, which reads {EXPECTED}, and checkpoints of Megatron and "
+        "torch.distributed: convert it, or load the weights into the model (load_state_dict) before init_inference"
     )
