@@ -16,6 +16,7 @@ class GemvLaunch:
     rows: int  # of the matrix in one program; twice as many where they come in pairs
     block: int  # columns, in a power of two
     warps: int
+    late: bool = False
 
 
 @lru_cache(1024)
