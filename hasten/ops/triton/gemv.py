@@ -63,13 +63,13 @@ def load_row(vector, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def both(a, b, c, d):
+def add_pairs(a, b, c, d):
     return a + c, b + d
 
 
 @triton.jit
 def moments(x, row, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Mean and variance of a row in one go, around its first number: at worst its whole width of float32's roundings."""
+    """Mean and variance of a row in one go, around its first number: it lies at most sqrt(COLUMNS) deviations away."""
     first = tl.load(x).to(tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -79,7 +79,7 @@ def moments(x, row, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
             y = tl.where(i * BLOCK + tl.arange(0, BLOCK) < COLUMNS, y, 0.0)
         total += y
         squares += y * y
-    total, squares = tl.reduce((total, squares), 0, both)
+    total, squares = tl.reduce((total, squares), 0, add_pairs)
     ahead = total / COLUMNS
     return first + ahead, tl.maximum(squares / COLUMNS - ahead * ahead, 0.0)
 
@@ -106,10 +106,7 @@ def products(x, tile, g, b, eps, NORM: tl.constexpr, OFFSET: tl.constexpr, COLUM
             weight = g[i].to(tl.float32)
             if OFFSET != 0.0:
                 weight += OFFSET
-            if NORM == "layer":
-                y = (y - mean) * (weight * factor)
-            else:
-                y = y * weight
+            y = (y - mean) * (weight * factor) if NORM == "layer" else y * weight
             if len(b):
                 y = y + b[i].to(tl.float32)
         if i:
@@ -144,7 +141,6 @@ def gemv(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
-    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     go(PDL)
@@ -156,15 +152,11 @@ def gemv(
     else:
         both, present = n, inside
     tile = load_rows(w, both, present, w_row, COLUMNS, BLOCK)
-    g, b = (), ()
-    if not LATE:
-        g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
+    g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     added = load_numbers(bias, both, present)
     stretch = load_numbers(layer_scale, n, inside)
     wait(PDL)
     kept = load_numbers(residual, n, inside)
-    if LATE:
-        g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     a = products(x, tile, g, b, eps, NORM, OFFSET, COLUMNS, BLOCK) + added
     if GATED:
         a, u = tl.split(tl.reshape(a, (ROWS, 2)))
@@ -244,7 +236,6 @@ def _run(
             ROWS=shape.rows,
             COLUMNS=columns,
             BLOCK=shape.block,
-            LATE=shape.late,
             num_warps=shape.warps,
             **dependent(x.device),
         )

@@ -55,7 +55,6 @@ def gemv_qkv(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
-    LATE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     go(PDL)
@@ -75,9 +74,7 @@ def gemv_qkv(
     both = tl.reshape(n, (2 * PAIRS,))
     present = tl.reshape(tl.broadcast_to(inside[:, None], (PAIRS, 2)), (2 * PAIRS,))
     tile = load_rows(w, both, present, w_row, COLUMNS, BLOCK)
-    g, b = (), ()
-    if not LATE:
-        g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
+    g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     added = load_numbers(bias, both, present)
     wait(PDL)
     slot = tl.cast(0, tl.int64)
@@ -87,8 +84,6 @@ def gemv_qkv(
         turns = inside & (j < TURNING // 2) & (head < HEADS + KV_HEADS)
         c = tl.load(cos + j, mask=turns, other=1.0).to(tl.float32)
         s = tl.load(sin + j, mask=turns, other=0.0).to(tl.float32)
-    if LATE:
-        g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     a = products(x, tile, g, b, eps, NORM, OFFSET, COLUMNS, BLOCK) + added
     if clip is not None:
         a = tl.minimum(tl.maximum(a, -clip), clip)
@@ -179,7 +174,6 @@ def _(
             PAIRS=shape.rows,
             COLUMNS=w.shape[1],
             BLOCK=shape.block,
-            LATE=shape.late,
             num_warps=shape.warps,
             **dependent(x.device),
         )
