@@ -85,12 +85,12 @@ class Fixed:
         (dtype, shape), at = self._fields[name], self._begins[name]
         return self._block[at : at + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    def run(self, model: Transformer) -> Tensor:
-        """Hidden states behind the last block, (tokens, width)."""
+    def run(self, model: Transformer, rows: Tensor | None = None) -> Tensor:
+        """Hidden states behind the last block, (tokens, width), or of some rows alone."""
         for r in dict.fromkeys(b.attention.position for b in model.tower.blocks):
             if isinstance(r, Rope):
                 self._turned[r] = self._turn(r)
-        return model.blocks(model.embed(self.at["ids"], self.positions), self)
+        return model.blocks(model.embed(self.at["ids"], self.positions), self, rows=rows)
 
     def _turn(self, r: Rope) -> Turn:
         if r not in self._tables:

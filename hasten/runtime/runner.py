@@ -118,11 +118,10 @@ class Runner:
         flat = upload(ids + positions + last, torch.int64, self.device)
         tokens, places, sampled = flat.split([len(ids), len(ids), len(last)])
         x = self.model.embed(tokens, places)
-        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes))
+        asked = sampled if 0 < len(last) < len(ids) else None
+        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes), rows=asked)
         if not last:
             return Single([], None)
-        if len(last) < len(ids):
-            x = x[sampled]
         lines = [row.sequence for row in rows if row.samples]
         return Single(lines, self.sampler.choose(self.model.predict(x), lines))
 

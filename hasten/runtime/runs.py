@@ -86,7 +86,7 @@ class Runs(Fixed):
 
     def logits(self, model: Transformer) -> Tensor:
         """What the model says behind the runs that sample, (places, vocabulary): those first."""
-        return model.predict(self.run(model).index_select(0, self.at["sampled"]))
+        return model.predict(self.run(model, self.at["sampled"]))
 
     def step(self, model: Transformer, columns: Columns) -> None:
         """Choose a token for each run that samples, and say it."""

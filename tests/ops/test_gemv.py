@@ -205,7 +205,7 @@ def test_a_norm_keeps_its_digits_far_from_zero_and_behind_an_outlier(
     cut(monkeypatch, block)
     x = torch.randn(1, 200) + mean
     x[0, 0] += first
-    arguments = x, norm_layer(torch.float32, 200, **LAYER), Matrix(torch.eye(200)), Mlp(200, "relu", False, False)
+    arguments = x, norm_layer(torch.float32, 200, **LAYER), Matrix(torch.eye(200)[:12]), Mlp(12, "relu", False, False)
     with use("triton"):
         got = up(*place(arguments, device)).cpu()
     want = up.reference(*convert(arguments, torch.float64))
@@ -225,7 +225,7 @@ def test_every_launch_is_one_that_the_kernel_can_run(rows: int, columns: int, it
     shape = gemv_launch(rows, columns, itemsize, pairs, torch.device("cpu"))
     assert all(n > 0 and n & (n - 1) == 0 for n in (shape.rows, shape.block, shape.warps))
     assert shape.block >= columns or 6 * (cdiv(columns, shape.block) * shape.block - columns) <= columns
-    assert held(shape, columns, pairs) * itemsize <= 256 * 32 * shape.warps  # bytes that a thread holds
+    assert held(shape, columns, pairs) <= 128 * 32 * shape.warps  # numbers that a thread holds
 
 
 def test_measured_launches_come_before_the_rule_and_are_ones_that_work() -> None:
@@ -236,4 +236,4 @@ def test_measured_launches_come_before_the_rule_and_are_ones_that_work() -> None
     for r in found:
         shape = gemv_launch(r["rows"], r["columns"], r["itemsize"], r["pairs"], torch.device("cpu"))
         assert {"block": shape.block, "rows": shape.rows, "warps": shape.warps} == {"block": shape.block} | r["launch"]
-        assert held(shape, r["columns"], r["pairs"]) * r["itemsize"] <= 384 * 32 * shape.warps
+        assert held(shape, r["columns"], r["pairs"]) <= 192 * 32 * shape.warps

@@ -29,6 +29,13 @@ def pair(t: Transformer, **arguments: Any) -> tuple[Generator, Generator]:
     return generator(t, recorder=Never(), **arguments), generator(t, **arguments)
 
 
+def near(got: list[tuple[Any, ...]], want: list[tuple[Any, ...]]) -> None:
+    """The same completions, with logarithms that are: a recorded pass is padded, so that other kernels may serve it."""
+    assert [x[:-1] for x in got] == [x[:-1] for x in want]
+    for (*_, some), (*_, others) in zip(got, want, strict=True):
+        assert list(some or ()) == [pytest.approx(x, abs=1e-5) for x in others or ()]
+
+
 def recorded(g: Generator) -> str:
     return g.decoding
 
@@ -53,7 +60,7 @@ def test_every_way_of_choosing_is_recorded(kind: str) -> None:
     with launched, graphs:
         want = said(launched, batch, KINDS[kind])
         for _ in range(2):
-            assert said(graphs, batch, KINDS[kind]) == want
+            near(said(graphs, batch, KINDS[kind]), want)
         assert "not " not in recorded(graphs)
 
 
