@@ -19,7 +19,7 @@ from hasten.runtime.paged import Paged, Slopes, Turns
 from hasten.runtime.pages import Pages
 from hasten.runtime.passes import Pass, Single
 from hasten.runtime.pools import SHARE, Pools, free_memory
-from hasten.runtime.sampler import Sampler
+from hasten.runtime.sampler import Columns, Sampler
 from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.transfer import upload
 from hasten.spec import Buckets, LongRope, Tokens, Tower
@@ -82,6 +82,14 @@ class Runner:
             most = sum(sorted(needs, reverse=True)[:PLACES])
             there = self.pools.reserve(used + most)
             self.pages.extend(least(there, self.model.place.over, self.device))
+
+    @torch.inference_mode()
+    def prepare(self, places: int, tokens: int, budget: int, how: Columns | None) -> None:
+        """Have pages and records for so many sequences of so many tokens, where anything is recorded."""
+        if self.decoder is not None:
+            self.reserve([-(-tokens // self.pools.page_size)] * places)
+            with self._around():
+                self.decoder.prepare(places, tokens, budget, how)
 
     def plan(self, rows: Sequence[Row], *, behind: bool = False) -> Plan | None:
         """How these rows can run from a record, if they can. behind: a pass that is not waited for."""

@@ -29,6 +29,11 @@ def padded(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
+def sizes(most: int) -> list[int]:
+    """The numbers of tokens that there are records for, up to what `most` tokens need."""
+    return sorted({padded(tokens) for tokens in range(1, min(most, MOST_TOKENS) + 1)})
+
+
 def known(row: Row) -> array[int]:
     """The row's tokens, int64; 0 for one that is still to come."""
     tokens = array("q", row.sequence.tokens[row.start : row.stop])

@@ -20,7 +20,7 @@ from tests.ops.test_triton import DTYPES, INTERPRETED, check, device, place
 
 __all__ = ["device"]  # a fixture
 
-LAYER = {"kind": "layer"}
+LAYER: dict[str, Any] = {"kind": "layer"}
 RMS = {"kind": "rms", "bias": False}
 GEMMA = {"kind": "rms", "bias": False, "offset": 1.0, "wide": True}
 NORMS = pytest.mark.parametrize("kind", [LAYER, RMS, GEMMA, None], ids=["layer", "rms", "gemma", "none"])
