@@ -23,7 +23,7 @@ class States:
     """What one rank's model states say.
 
     module: its tensors by name; with ZeRO 3 the parameters are empty. None: a pipeline module, whose layers have files.
-    groups: float32 tensors of an optimizer without ZeRO, in the order of `module`'s parameters; empty: none.
+    shapes: of what was trained with ZeRO; frozen and fragments: of what was not, with ZeRO 3 this rank's part of it.
     patterns: what is said of joining tensor-parallel ranks (universal_checkpoint_info); None: nothing.
     """
 
