@@ -56,7 +56,9 @@ def tagged(folder: Path) -> Path | None:
         raise WeightError(f"{tracker} says {tag!r:.80}: expected the name of a folder beside it")
     if not inside.is_dir():
         held = sorted(f.name for f in folder.iterdir() if f.is_dir())
-        raise WeightError(f"{tracker} says {tag}, but {inside} does not exist; {folder} holds {few(held) or 'no folder'}")
+        raise WeightError(
+            f"{tracker} says {tag}, but {inside} does not exist; {folder} holds {few(held) or 'no folder'}"
+        )
     return inside
 
 
@@ -82,7 +84,12 @@ def list_files(folder: Path) -> Places:
         elif m := EXPERT.fullmatch(path.name):
             experts[int(m[3]), int(m[1] or 0), int(m[2])] = path
     return Places(
-        folder, _ordered(models), _ordered(partitioned), _ordered(optimizers), _ordered(layers), _ordered(experts),
+        folder,
+        _ordered(models),
+        _ordered(partitioned),
+        _ordered(optimizers),
+        _ordered(layers),
+        _ordered(experts),
         tuple(twice),
     )
 

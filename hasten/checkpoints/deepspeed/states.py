@@ -80,7 +80,9 @@ def open_partition(path: Path) -> Partition:
     states = _dict(path).get("optimizer_state_dict")
     key = next((k for k in ("fp32_flat_groups", "single_partition_of_fp32_groups") if _has(states, k)), None)
     if key is None:
-        raise WeightError(f"{path} holds no partition of ZeRO's: expected single_partition_of_fp32_groups or fp32_flat_groups")
+        raise WeightError(
+            f"{path} holds no partition of ZeRO's: expected single_partition_of_fp32_groups or fp32_flat_groups"
+        )
     flats = states[key]
     if not isinstance(flats, (list, tuple)) or not all(isinstance(t, Tensor) and t.dim() == 1 for t in flats):
         raise WeightError(f"{path}: {key} is no list of flat tensors")

@@ -48,10 +48,10 @@ def in_groups(partitions: Sequence[Partition], shapes: Shapes) -> dict[str, Shar
 
 
 def _check(needed: int, held: int, unit: int, group: int, partitions: Sequence[Partition]) -> None:
-    if -(-needed // unit) != -(-held // unit) or held < needed - partitions[0].ranks * unit:
+    if held < needed or -(-needed // unit) != -(-held // unit):
         raise WeightError(
-            f"group {group} has {held} elements in {partitions[0].path} and the {len(partitions) - 1} files of the other "
-            f"ranks, but its parameters need {needed}: they are not of one checkpoint"
+            f"group {group} has {held} elements in the files of {len(partitions)} "
+            f"ranks ({partitions[0].path}), but its parameters need {needed}: they are not of one checkpoint"
         )
 
 

@@ -1,0 +1,146 @@
+"""A Source of what DeepSpeed's training engine saved, after everything that can be wrong with it has been looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from hasten.checkpoints.deepspeed.layers import read_experts, read_layers
+from hasten.checkpoints.deepspeed.masters import read_masters
+from hasten.checkpoints.deepspeed.patterns import join
+from hasten.checkpoints.deepspeed.places import PARTS, Places, list_files, tagged, universal
+from hasten.checkpoints.deepspeed.states import States, open_states
+from hasten.checkpoints.deepspeed.universal import read_universal
+from hasten.checkpoints.files import together
+from hasten.checkpoints.joining import Joined, Share, Whole, tensor_share
+from hasten.errors import WeightError
+
+
+def open_training(folder: Path) -> Joined | None:
+    """The source of a folder that DeepSpeed saved to, or of one tag's in it; None where it is neither.
+
+    Raises WeightError with everything that is wrong with the files. No tensor is read.
+    """
+    inside = tagged(folder)
+    if inside is None:
+        return None
+    places = list_files(inside)
+    problems = [f"{a} and {b} are of one and the same rank" for a, b in places.twice]
+    parts = universal(inside)
+    states = _states(places, problems)
+    _refuse(folder, problems)
+    if parts:
+        wholes = read_universal(parts, states, problems)
+    elif places.layers:
+        wholes = _joined(read_layers(places, problems), states, problems)
+    else:
+        wholes = _joined(_ranks(places, states, problems), states, problems)
+    if not wholes and not problems:
+        problems.append(f"{inside} holds no model states, and no {PARTS} folder of parameters")
+    _refuse(folder, problems)
+    return Joined(str(folder), wholes)
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise WeightError(together(f"{folder} cannot be loaded", list(dict.fromkeys(problems))))
+
+
+def _states(places: Places, problems: list[str]) -> dict[tuple[int, int], States]:
+    """The model states by tensor- and data-parallel rank, of the kind that the checkpoint has."""
+    files = {(mp, 0): path for mp, path in places.models.items()} or dict(places.partitioned)
+    found: dict[tuple[int, int], States] = {}
+    for place, path in files.items():
+        try:
+            found[place] = open_states(path)
+        except WeightError as e:
+            problems.append(str(e))
+    if found:
+        problems += _contradictory(list(found.values()), places)
+    return found
+
+
+def _contradictory(states: list[States], places: Places) -> list[str]:
+    """Files of other steps and versions, and tensor-parallel ranks that are missing."""
+    one, *others = states
+    problems = [
+        f"{s.path} is of {what} {s.said[what]}, {one.path} of {what} {one.said[what]}"
+        for s in others
+        for what in one.said
+        if s.said[what] != one.said[what]
+    ]
+    held = {mp for mp, _ in places.partitioned} | set(places.models)
+    ranks = max(held) + 1
+    said = one.said.get("mp_world_size")
+    if isinstance(said, int) and not places.layers and one.module is not None:
+        ranks = max(ranks, said)
+    missing = sorted(set(range(ranks)) - held)
+    return problems + [f"{places.folder}: there are no model states of tensor-parallel rank {mp}" for mp in missing]
+
+
+def _ranks(
+    places: Places, states: Mapping[tuple[int, int], States], problems: list[str]
+) -> dict[int, dict[str, Share]]:
+    """What each tensor-parallel rank's model is made of: float32 masters, and what has none from the module."""
+    found: dict[int, dict[str, Share]] = {}
+    experts = read_experts(places, problems)
+    for mp in sorted({mp for mp, _ in states} | {mp for mp, _ in places.optimizers}):
+        own = {dp: s for (m, dp), s in states.items() if m == mp}
+        try:
+            masters = {} if places.experts else read_masters(places, mp, own)
+            found[mp] = _with_module(own[min(own)], masters) | experts.get(mp, {}) if own else {}
+        except WeightError as e:
+            problems.append(str(e))
+    return found
+
+
+def _with_module(states: States, masters: dict[str, Share]) -> dict[str, Share]:
+    """Masters where there are some; buffers, frozen and other parameters from the module; tied ones from one place."""
+    module = states.module
+    if module is None:
+        raise WeightError(
+            f"{states.path} is of a pipeline module, and there are no layer_*-model_*-model_states.pt beside it"
+        )
+    found = dict(masters)
+    places = {_memory(t): n for n, t in module.items() if n in masters and t.numel()}
+    for name, t in module.items():
+        source = states.shared.get(name) or places.get(_memory(t))
+        if name in masters:
+            continue
+        if source in masters:
+            found[name] = masters[source]
+        elif t.numel() or name in states.buffers or not masters:
+            found[name] = tensor_share(t, str(states.path))
+    for name, source in states.shared.items():
+        if source in found:
+            found.setdefault(name, found[source])
+    if lost := [n for n in module if n not in found]:
+        raise WeightError(f"{states.path} has no values of {', '.join(lost)}, and neither have the partitions")
+    return found
+
+
+def _memory(t: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where a tensor lies: tied ones are stored once."""
+    return t.data_ptr(), tuple(t.shape), t.stride()
+
+
+def _joined(
+    ranks: Mapping[int, Mapping[str, Share]], states: Mapping[tuple[int, int], States], problems: list[str]
+) -> dict[str, Whole]:
+    """Whole tensors of all tensor-parallel ranks' shares."""
+    if problems:
+        return {}
+    patterns = next((s.patterns for s in states.values()), None)
+    wholes: dict[str, Whole] = {}
+    for name in {n: None for held in ranks.values() for n in held}:
+        shares = [held[name] for held in ranks.values() if name in held]
+        if len(shares) < len(ranks):
+            problems.append(f"{name} ({shares[0].entry.file}) is not on all {len(ranks)} tensor-parallel ranks")
+            continue
+        try:
+            wholes[name] = join(name, shares, patterns)
+        except ValueError as e:
+            problems.append(f"{name} ({shares[0].entry.file}): {e}")
+    return wholes
