@@ -14,7 +14,7 @@ from hasten.errors import WeightError
 
 
 def read_layers(places: Places, problems: list[str]) -> dict[int, dict[str, Share]]:
-    """By tensor-parallel rank: each layer's tensors under the layer's number, as the pipeline module lists its layers."""
+    """By tensor-parallel rank: each layer's tensors, below its number in the pipeline module's list of layers."""
     ranks = {mp for _, mp in places.layers}
     for layer in sorted({layer for layer, _ in places.layers}):
         for mp in sorted(ranks - {m for n, m in places.layers if n == layer}):

@@ -1,4 +1,4 @@
-"""A Source of what DeepSpeed's training engine saved, after everything that can be wrong with it has been looked for."""
+"""A Source of what DeepSpeed's training engine saved, after all that can be wrong with it has been looked for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from hasten.checkpoints.deepspeed.states import States, open_states
 from hasten.checkpoints.deepspeed.universal import read_universal
 from hasten.checkpoints.files import together
 from hasten.checkpoints.joining import Joined, Share, Whole, tensor_share
+from hasten.checkpoints.megatron.places import Rank
+from hasten.checkpoints.megatron.source import open_ranks
+from hasten.checkpoints.pickles import load
 from hasten.errors import WeightError
 
 
@@ -29,6 +32,8 @@ def open_training(folder: Path) -> Joined | None:
     places = list_files(inside)
     problems = [f"{a} and {b} are of one and the same rank" for a, b in places.twice]
     parts = universal(inside)
+    if _nested(places):
+        return open_ranks(folder, {Rank(mp): path for mp, path in places.models.items()}, module_key="module")
     states = _states(places, problems)
     _refuse(folder, problems)
     if parts:
@@ -41,6 +46,16 @@ def open_training(folder: Path) -> Joined | None:
         problems.append(f"{inside} holds no model states, and no {PARTS} folder of parameters")
     _refuse(folder, problems)
     return Joined(str(folder), wholes)
+
+
+def _nested(places: Places) -> bool:
+    """Whether the module is a dict of dicts, as Megatron's is when DeepSpeed trains it."""
+    try:
+        content = load(next(iter(places.models.values()))) if places.models else None
+    except WeightError:
+        return False  # it is told below
+    module = content.get("module") if isinstance(content, Mapping) else None
+    return isinstance(module, Mapping) and any(isinstance(v, Mapping) for v in module.values())
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
@@ -86,38 +101,30 @@ def _ranks(
     """What each tensor-parallel rank's model is made of: float32 masters, and what has none from the module."""
     found: dict[int, dict[str, Share]] = {}
     experts = read_experts(places, problems)
-    for mp in sorted({mp for mp, _ in states} | {mp for mp, _ in places.optimizers}):
+    for mp in sorted({mp for mp, _ in states}):
         own = {dp: s for (m, dp), s in states.items() if m == mp}
-        try:
-            masters = {} if places.experts else read_masters(places, mp, own)
-            found[mp] = _with_module(own[min(own)], masters) | experts.get(mp, {}) if own else {}
-        except WeightError as e:
-            problems.append(str(e))
+        masters = {} if places.experts else read_masters(places, mp, own, problems)
+        if not problems:
+            found[mp] = _with_module(own[min(own)], masters, problems) | experts.get(mp, {})
     return found
 
 
-def _with_module(states: States, masters: dict[str, Share]) -> dict[str, Share]:
+def _with_module(states: States, masters: dict[str, Share], problems: list[str]) -> dict[str, Share]:
     """Masters where there are some; buffers, frozen and other parameters from the module; tied ones from one place."""
-    module = states.module
-    if module is None:
-        raise WeightError(
-            f"{states.path} is of a pipeline module, and there are no layer_*-model_*-model_states.pt beside it"
-        )
+    if states.module is None:
+        problems.append(f"{states.path} is of a pipeline module, and layer_*-model_*-model_states.pt are not beside it")
+        return {}
     found = dict(masters)
-    places = {_memory(t): n for n, t in module.items() if n in masters and t.numel()}
-    for name, t in module.items():
-        source = states.shared.get(name) or places.get(_memory(t))
-        if name in masters:
-            continue
-        if source in masters:
-            found[name] = masters[source]
-        elif t.numel() or name in states.buffers or not masters:
-            found[name] = tensor_share(t, str(states.path))
-    for name, source in states.shared.items():
+    tied = {_memory(t): n for n, t in states.module.items() if n in masters and t.numel()}
+    for name, t in states.module.items():
+        source = states.shared.get(name) or tied.get(_memory(t))
         if source in found:
             found.setdefault(name, found[source])
-    if lost := [n for n in module if n not in found]:
-        raise WeightError(f"{states.path} has no values of {', '.join(lost)}, and neither have the partitions")
+        elif name not in found and (t.numel() or name in states.buffers or not masters):
+            found[name] = tensor_share(t, str(states.path))
+    found |= {n: found[source] for n, source in states.shared.items() if source in found and n not in found}
+    lost = [n for n in states.module if n not in found]
+    problems += [f"{states.path} has no value of {n}, and neither have the partitions" for n in lost]
     return found
 
 
