@@ -1,4 +1,4 @@
-"""One rank of a real DeepSpeed run on the CPU: trains a tiny model, saves a checkpoint, its weights and its float32 masters.
+"""One rank of a real DeepSpeed run on the CPU: trains a tiny model, saves a checkpoint and what it holds then.
 
 Arguments: the folder, ZeRO's stage, the dtype (fp32 or bf16), and more settings of `zero_optimization` as JSON.
 """
