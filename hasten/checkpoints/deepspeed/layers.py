@@ -15,16 +15,23 @@ from hasten.errors import WeightError
 
 def read_layers(places: Places, problems: list[str]) -> dict[int, dict[str, Share]]:
     """By tensor-parallel rank: each layer's tensors, below its number in the pipeline module's list of layers."""
-    ranks = {mp for _, mp in places.layers}
-    for layer in sorted({layer for layer, _ in places.layers}):
-        for mp in sorted(ranks - {m for n, m in places.layers if n == layer}):
-            problems.append(f"{places.folder}: there is no file of layer {layer}, tensor-parallel rank {mp}")
-    if missing := sorted(set(range(max(ranks) + 1)) - ranks):
-        problems += [f"{places.folder}: there are no layers of tensor-parallel rank {mp}" for mp in missing]
-    found: dict[int, dict[str, Share]] = {mp: {} for mp in sorted(ranks)}
+    problems += check_layers(places)
+    found: dict[int, dict[str, Share]] = {mp: {} for _, mp in places.layers}
     for (layer, mp), path in places.layers.items():
         found[mp] |= _file(path, f"{layer}.", problems)
     return found
+
+
+def check_layers(places: Places) -> list[str]:
+    """Files that are missing of layers or tensor-parallel ranks which others tell of."""
+    ranks = {mp for _, mp in places.layers}
+    every = range(max(ranks) + 1)
+    return [f"{places.folder}: there are no layers of tensor-parallel rank {mp}" for mp in every if mp not in ranks] + [
+        f"{places.folder}: there is no file of layer {layer}, tensor-parallel rank {mp}"
+        for layer in sorted({layer for layer, _ in places.layers})
+        for mp in sorted(ranks)
+        if (layer, mp) not in places.layers
+    ]
 
 
 def read_experts(places: Places, problems: list[str]) -> dict[int, dict[str, Share]]:

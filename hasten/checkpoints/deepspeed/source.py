@@ -9,15 +9,13 @@ from torch import Tensor
 
 from hasten.checkpoints.deepspeed.layers import read_experts, read_layers
 from hasten.checkpoints.deepspeed.masters import read_masters
+from hasten.checkpoints.deepspeed.megatron import open_megatron
 from hasten.checkpoints.deepspeed.patterns import join
 from hasten.checkpoints.deepspeed.places import PARTS, Places, list_files, tagged, universal
 from hasten.checkpoints.deepspeed.states import States, open_states
 from hasten.checkpoints.deepspeed.universal import read_universal
 from hasten.checkpoints.files import together
 from hasten.checkpoints.joining import Joined, Share, Whole, tensor_share
-from hasten.checkpoints.megatron.places import Rank
-from hasten.checkpoints.megatron.source import open_ranks
-from hasten.checkpoints.pickles import load
 from hasten.errors import WeightError
 
 
@@ -32,8 +30,8 @@ def open_training(folder: Path) -> Joined | None:
     places = list_files(inside)
     problems = [f"{a} and {b} are of one and the same rank" for a, b in places.twice]
     parts = universal(inside)
-    if _nested(places):
-        return open_ranks(folder, {Rank(mp): path for mp, path in places.models.items()}, module_key="module")
+    if (megatron := open_megatron(folder, places)) is not None:
+        return megatron
     states = _states(places, problems)
     _refuse(folder, problems)
     if parts:
@@ -46,16 +44,6 @@ def open_training(folder: Path) -> Joined | None:
         problems.append(f"{inside} holds no model states, and no {PARTS} folder of parameters")
     _refuse(folder, problems)
     return Joined(str(folder), wholes)
-
-
-def _nested(places: Places) -> bool:
-    """Whether the module is a dict of dicts, as Megatron's is when DeepSpeed trains it."""
-    try:
-        content = load(next(iter(places.models.values()))) if places.models else None
-    except WeightError:
-        return False  # it is told below
-    module = content.get("module") if isinstance(content, Mapping) else None
-    return isinstance(module, Mapping) and any(isinstance(v, Mapping) for v in module.values())
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
