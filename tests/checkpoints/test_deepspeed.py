@@ -89,6 +89,17 @@ def test_without_the_optimizers_files_the_module_is_read(tmp_path: Path) -> None
     came_out(tmp_path, {n: t.bfloat16() for n, t in masters().items()})
 
 
+def test_padding_that_was_kept_and_a_stage_that_is_not_told(tmp_path: Path) -> None:
+    inside = write(tmp_path, [masters()], 1, 3)
+    flat = torch.cat([t.flatten() for t in masters().values()])
+    padding = -len(flat) % 6
+    assert padding
+    for r, part in enumerate(torch.cat([flat, torch.full((padding,), torch.nan)]).chunk(3)):
+        kept = {"single_partition_of_fp32_groups": [part.clone()], "partition_count": [3]}
+        torch.save({"optimizer_state_dict": kept}, inside / f"bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt")
+    came_out(tmp_path, masters())
+
+
 def test_old_names_of_files(tmp_path: Path) -> None:
     inside = write(tmp_path, [masters()], 1, 2, prefix="")
     for f in list(inside.glob("*_optim_states.pt")):
