@@ -179,6 +179,27 @@ def test_layers_and_experts_that_are_missing(tmp_path: Path) -> None:
     refused(tmp_path, "no file of layer 1, tensor-parallel rank 0")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"param_shapes": [{"p0": 5}]},
+        {"param_shapes": [["p0"]]},
+        {"param_shapes": [{"p0": torch.Size([-5, 7])}]},
+        {"shared_params": 3},
+        {"buffer_names": 4},
+        {"module": {3: torch.ones(1)}},
+        {"module": {"a": {"b": "c"}, "d": 3}},
+        {"module": torch.ones(2)},
+        {"frozen_param_fragments": {"f": "g"}},
+    ],
+    ids=str,
+)
+def test_model_states_of_another_shape(said: dict[str, Any], tmp_path: Path) -> None:
+    inside = write(tmp_path, [masters()], 2, 2)
+    path = change(inside / "mp_rank_00_model_states.pt", lambda content: content.update(said))
+    refused(tmp_path, str(path))
+
+
 class Hostile:
     """Leaves a file behind when it is unpickled."""
 

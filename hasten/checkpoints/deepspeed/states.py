@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.checkpoints.files import few
+from hasten.checkpoints.files import few, first_line
 from hasten.checkpoints.pickles import Record, load
 from hasten.errors import WeightError
 
@@ -61,6 +61,15 @@ def open_states(path: Path) -> States:
     content = _dict(path)
     if "module" not in content:
         raise WeightError(f"{path} holds no model states: it has {few(sorted(map(str, content))) or 'nothing'}")
+    try:
+        return _states(path, content)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as e:
+        if isinstance(e, WeightError):
+            raise
+        raise WeightError(f"{path} holds no model states as DeepSpeed writes them: {first_line(e)}") from e
+
+
+def _states(path: Path, content: Mapping[str, Any]) -> States:
     module = content["module"]
     return States(
         path,
@@ -77,8 +86,9 @@ def open_states(path: Path) -> States:
 
 def open_partition(path: Path) -> Partition:
     """Raises WeightError for a file that is missing, damaged or hostile, or no partition of ZeRO's."""
-    states = _dict(path).get("optimizer_state_dict")
-    key = next((k for k in ("fp32_flat_groups", "single_partition_of_fp32_groups") if _has(states, k)), None)
+    said = _dict(path).get("optimizer_state_dict")
+    states: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    key = next((k for k in ("fp32_flat_groups", "single_partition_of_fp32_groups") if k in states), None)
     if key is None:
         raise WeightError(
             f"{path} holds no partition of ZeRO's: expected single_partition_of_fp32_groups or fp32_flat_groups"
@@ -87,7 +97,7 @@ def open_partition(path: Path) -> Partition:
     if not isinstance(flats, (list, tuple)) or not all(isinstance(t, Tensor) and t.dim() == 1 for t in flats):
         raise WeightError(f"{path}: {key} is no list of flat tensors")
     count = states.get("partition_count")
-    counts = count if isinstance(count, (list, tuple)) else [count]
+    counts: list[Any] = list(count) if isinstance(count, (list, tuple)) else [count]
     if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
         raise WeightError(f"{path}: partition_count is {count!r:.40}, expected a number of ranks")
     return Partition(
@@ -95,7 +105,7 @@ def open_partition(path: Path) -> Partition:
         3 if key == "fp32_flat_groups" else _stage(states.get("zero_stage")),
         tuple(t.detach() for t in flats),
         max(counts),
-        tuple(tuple(int(n) for n in group) for group in states.get("param_alignment_paddings") or ()),
+        tuple(tuple(max(int(n), 0) for n in group) for group in states.get("param_alignment_paddings") or ()),
         states.get("ds_version"),
     )
 
@@ -104,11 +114,15 @@ def tensors(path: Path, named: object) -> dict[str, Tensor]:
     """The tensors of a state dict; raises WeightError where it holds anything else."""
     if not isinstance(named, Mapping):
         raise WeightError(f"{path} holds no state dict but a {type(named).__name__}")
-    held = {n: t for n, t in named.items() if t is not None and not n.endswith("_extra_state")}
-    odd = [f"{n} ({type(t).__name__})" for n, t in held.items() if not isinstance(t, Tensor) or t.is_meta]
+    held = {n: t for n, t in named.items() if t is not None and not str(n).endswith("_extra_state")}
+    odd = [f"{n} ({type(t).__name__})" for n, t in held.items() if not _plain(n, t)]
     if odd:
         raise WeightError(f"{path} holds more than tensors in its model: {few(odd)}")
     return {n: t.detach() for n, t in held.items()}
+
+
+def _plain(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _dict(path: Path) -> Mapping[str, Any]:
@@ -121,11 +135,10 @@ def _dict(path: Path) -> Mapping[str, Any]:
 
 
 def _shapes(named: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(torch.Size(s)) for n, s in named.items()}
-
-
-def _has(states: object, key: str) -> bool:
-    return isinstance(states, Mapping) and key in states
+    shapes = {n: tuple(torch.Size(s)) for n, s in named.items()}
+    if odd := [f"{n} {s}" for n, s in shapes.items() if min(s, default=0) < 0]:
+        raise ValueError(f"shapes below zero: {few(odd)}")
+    return shapes
 
 
 def _stage(said: object) -> int:
