@@ -76,6 +76,12 @@ def test_tied_tensors_that_nothing_is_said_of_come_from_one_place(tmp_path: Path
     came_out(tmp_path, masters() | {"alias": masters()["p0"]})
 
 
+def test_what_is_said_to_be_shared_goes_before_copies_in_the_module(tmp_path: Path) -> None:
+    live = {n: t.bfloat16() for n, t in masters().items()}
+    write(tmp_path, [masters()], 1, 2, module=live | {"alias": live["p0"].clone()}, shared={"alias": "p0"})
+    came_out(tmp_path, masters() | {"alias": masters()["p0"]})
+
+
 def test_files_of_more_ranks_left_by_an_earlier_run(tmp_path: Path) -> None:
     write(tmp_path, [masters(40)], 2, 4)
     write(tmp_path, [masters()], 2, 2)

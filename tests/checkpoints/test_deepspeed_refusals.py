@@ -106,6 +106,13 @@ def test_partitions_of_other_ranks_groups_and_versions(tmp_path: Path) -> None:
     )
 
 
+def test_partitions_of_other_stages(tmp_path: Path) -> None:
+    inside = write(tmp_path, [masters()], 1, 2)
+    late = inside / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    late.write_bytes((write(tmp_path / "other", [masters()], 2, 2) / late.name).read_bytes())
+    refused(tmp_path, f"{late} is of ZeRO stage 2", "of ZeRO stage 1")
+
+
 def test_model_states_of_other_steps(tmp_path: Path) -> None:
     inside = write(tmp_path, [masters()], 3, 2)
     late = change(inside / "zero_pp_rank_1_mp_rank_00_model_states.pt", lambda content: content.update(global_steps=9))

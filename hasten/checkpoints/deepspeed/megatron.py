@@ -78,9 +78,7 @@ def _named(layers: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if any(BLOCK.search(n) for n in held):
             prefix, blocks = f"layers.{blocks}.", blocks + 1
         elif TABLES in held:
-            if f"embedding.{TABLES}" in found:
-                continue  # the tied copy at the end
-            prefix = "embedding."
+            prefix = "embedding."  # so has the tied copy at the end
         else:
             prefix = "final_layernorm." if held.keys() <= {"weight", "bias"} else ""
         found |= {plain("output_layer.weight" if n == "lm_head.weight" else prefix + n): t for n, t in held.items()}
