@@ -183,7 +183,7 @@ def test_universal_checkpoints(flat: bool, tmp_path: Path) -> None:
     inside = write(tmp_path, [masters()], 1, 2, frozen={"f": torch.ones(2)}, shared={"alias": "p0"})
     for f in inside.glob("*optim*"):
         f.unlink()
-    for n, t in masters().items():
+    for n, t in (masters() | {"alias": masters()["p0"].bfloat16().float()}).items():
         (inside / "zero" / n).mkdir(parents=True)
         torch.save({"param": t.flatten() if flat else t}, inside / "zero" / n / "fp32.pt")
         torch.save({"param": t + 1}, inside / "zero" / n / "exp_avg.pt")

@@ -33,7 +33,7 @@ def read_universal(
     ]
     for name, source in (one.shared if one else {}).items():
         if source in found:
-            found.setdefault(name, found[source])
+            found[name] = found[source]  # a folder of its own may hold what the 16-bit weights were
     module = (one.module if one else None) or {}
     tied = {t.data_ptr(): n for n, t in module.items() if n in found and t.numel()}
     for name, t in module.items():
