@@ -82,9 +82,10 @@ def test_what_is_said_to_be_shared_goes_before_copies_in_the_module(tmp_path: Pa
     came_out(tmp_path, masters() | {"alias": masters()["p0"]})
 
 
-def test_files_of_more_ranks_left_by_an_earlier_run(tmp_path: Path) -> None:
-    write(tmp_path, [masters(40)], 2, 4)
-    write(tmp_path, [masters()], 2, 2)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_files_of_more_ranks_left_by_an_earlier_run(stage: int, tmp_path: Path) -> None:
+    write(tmp_path, [masters(40)], stage, 4, global_samples=3)
+    write(tmp_path, [masters()], stage, 2)
     came_out(tmp_path, masters())
 
 
@@ -176,6 +177,20 @@ def test_tensor_parallel_ranks_are_joined_as_the_patterns_say(stage: int, tmp_pa
         own = {n: t.contiguous() for n, t in own.items()}
         write(tmp_path, [own], stage, 3, mp=mp, mp_ranks=2, dtype=torch.float32, universal_checkpoint_info=PATTERNS)
     came_out(tmp_path, whole | {"words": whole["words"][:11]})
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_without_patterns_tensor_parallel_ranks_are_joined_by_what_the_model_says(stage: int, tmp_path: Path) -> None:
+    model = build(TINY["llama"])
+    for mp in range(2):
+        own = {}
+        for n, t in model.state_dict().items():
+            axis = 1 if "o_proj" in n or "down_proj" in n else 0 if "_proj" in n else None
+            own[n] = t if axis is None else t.chunk(2, axis)[mp].clone()
+        write(tmp_path, [own], stage, 3, mp=mp, mp_ranks=2, dtype=torch.float32)
+    target = empty(model)
+    hasten.init_inference(target, checkpoint=tmp_path, replace_with_kernel_inject=False)
+    assert_same(tensors(target), tensors(model))
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -82,6 +82,12 @@ def test_partitions_of_another_model(stage: int, tmp_path: Path) -> None:
     refused(tmp_path, "elements")
 
 
+def test_masters_of_other_shapes_than_the_module(tmp_path: Path) -> None:
+    live = {n: t.bfloat16() for n, t in masters().items()} | {"p0": torch.ones(7, 5)}
+    write(tmp_path, [masters()], 2, 2, module=live)
+    refused(tmp_path, "p0 is (7, 5) in", "its master (5, 7)")
+
+
 def test_partitions_that_are_too_short_by_what_padding_could_be(tmp_path: Path) -> None:
     inside = write(tmp_path, [masters()], 1, 1)
     plain(
@@ -160,13 +166,12 @@ def test_counts_that_are_none(said: Any, tmp_path: Path) -> None:
     refused(tmp_path, "partition_count")
 
 
-def test_tensor_parallel_ranks_that_are_missing_or_not_described(tmp_path: Path) -> None:
+def test_tensor_parallel_ranks_that_are_missing_or_hold_other_tensors(tmp_path: Path) -> None:
     for mp in (0, 2):
         write(tmp_path, [masters()], 1, 2, mp=mp, mp_ranks=3, universal_checkpoint_info=PATTERNS)
     refused(tmp_path, "no model states of tensor-parallel rank 1")
-    for mp in range(3):
-        write(tmp_path, [masters()], 1, 2, mp=mp, mp_ranks=3)
-    assert "universal_checkpoint_info" in refused(tmp_path, "7 problems")
+    write(tmp_path, [masters() | {"p9": torch.ones(2)}], 1, 2, mp=1, mp_ranks=3)
+    refused(tmp_path, "p9 (", "is not on all 3 tensor-parallel ranks")
 
 
 def test_shares_that_do_not_go_together(tmp_path: Path) -> None:

@@ -16,12 +16,10 @@ VOCABULARY = "vocabulary_parameter_patterns"
 UNEVEN = "parameter_with_sub_params"
 
 
-def join(name: str, shares: Sequence[Share], patterns: Mapping[str, Any] | None) -> Whole:
-    """The whole tensor of all ranks' shares. ValueError where nothing says how they are joined, or they do not fit."""
+def join(name: str, shares: Sequence[Share], patterns: Mapping[str, Any]) -> Whole:
+    """The whole tensor of all ranks' shares. ValueError where they cannot be joined so."""
     if len(shares) == 1:
         return first(shares)
-    if patterns is None:
-        raise ValueError("the model states have no universal_checkpoint_info, which says how ranks cut their tensors")
     if _matches(patterns, UNEVEN, name):
         raise ValueError(f"it is listed in {UNEVEN}, which is not read")
     alike = _matches(patterns, ALIKE, name) or _matches(patterns, AVERAGED, name)

@@ -16,11 +16,14 @@ from hasten.checkpoints.deepspeed.states import States, open_states
 from hasten.checkpoints.deepspeed.universal import read_universal
 from hasten.checkpoints.files import together
 from hasten.checkpoints.joining import Joined, Share, Whole, tensor_share
+from hasten.checkpoints.split import Split
 from hasten.errors import WeightError
 
 
-def open_training(folder: Path) -> Joined | None:
+def open_training(folder: Path) -> Joined | Split | None:
     """The source of a folder that DeepSpeed saved to, or of one tag's in it; None where it is neither.
+
+    It is a Split where there are tensor-parallel ranks, and nothing but the model says how they cut their tensors.
 
     Raises WeightError with everything that is wrong with the files. No tensor is read.
     """
@@ -35,15 +38,14 @@ def open_training(folder: Path) -> Joined | None:
     states = _states(places, problems)
     _refuse(folder, problems)
     if parts:
-        wholes = read_universal(parts, states, problems)
-    elif places.layers:
-        wholes = _joined(read_layers(places, problems), states, problems)
+        source = Joined(str(folder), read_universal(parts, states, problems))
     else:
-        wholes = _joined(_ranks(places, states, problems), states, problems)
-    if not wholes and not problems:
+        ranks = read_layers(places, problems) if places.layers else _ranks(places, states, problems)
+        source = _source(folder, ranks, states, problems)
+    if not source.entries and not problems:
         problems.append(f"{inside} holds no model states, and no {PARTS} folder of parameters")
     _refuse(folder, problems)
-    return Joined(str(folder), wholes)
+    return source
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
@@ -55,9 +57,14 @@ def _states(places: Places, problems: list[str]) -> dict[tuple[int, int], States
     """The model states by tensor- and data-parallel rank, of the kind that the checkpoint has."""
     files = {(mp, 0): path for mp, path in places.models.items()} or dict(places.partitioned)
     found: dict[tuple[int, int], States] = {}
-    for place, path in files.items():
+    count: int | None = None
+    for (mp, dp), path in files.items():
+        if count is not None and dp >= count:
+            continue  # left by an earlier run of more ranks
         try:
-            found[place] = open_states(path)
+            found[mp, dp] = open_states(path)
+            said = found[mp, dp].said["dp_world_size"]
+            count = said if count is None and isinstance(said, int) else count
         except WeightError as e:
             problems.append(str(e))
     if found:
@@ -106,6 +113,8 @@ def _with_module(states: States, masters: dict[str, Share], problems: list[str])
     tied = {_memory(t): n for n, t in states.module.items() if n in masters and t.numel()}
     for name, t in states.module.items():
         source = states.shared.get(name) or tied.get(_memory(t))
+        if name in masters and t.numel() and tuple(t.shape) != masters[name].entry.shape:
+            problems.append(f"{name} is {tuple(t.shape)} in {states.path}, its master {masters[name].entry.shape}")
         if source in found:
             found.setdefault(name, found[source])
         elif name not in found and (t.numel() or name in states.buffers or not masters):
@@ -121,21 +130,26 @@ def _memory(t: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return t.data_ptr(), tuple(t.shape), t.stride()
 
 
-def _joined(
-    ranks: Mapping[int, Mapping[str, Share]], states: Mapping[tuple[int, int], States], problems: list[str]
-) -> dict[str, Whole]:
+def _source(
+    folder: Path,
+    ranks: Mapping[int, Mapping[str, Share]],
+    states: Mapping[tuple[int, int], States],
+    problems: list[str],
+) -> Joined | Split:
     """Whole tensors of all tensor-parallel ranks' shares."""
-    if problems:
-        return {}
+    names = {n: None for held in ranks.values() for n in held}
+    shares = {n: [held[n] for held in ranks.values() if n in held] for n in names} if not problems else {}
+    for name, several in shares.items():
+        if len(several) < len(ranks):
+            file = several[0].entry.file
+            problems.append(f"{name} ({file}) is not on all {len(ranks)} tensor-parallel ranks")
     patterns = next((s.patterns for s in states.values()), None)
+    if problems or (patterns is None and len(ranks) > 1):
+        return Split(str(folder), shares)
     wholes: dict[str, Whole] = {}
-    for name in {n: None for held in ranks.values() for n in held}:
-        shares = [held[name] for held in ranks.values() if name in held]
-        if len(shares) < len(ranks):
-            problems.append(f"{name} ({shares[0].entry.file}) is not on all {len(ranks)} tensor-parallel ranks")
-            continue
+    for name, several in shares.items():
         try:
-            wholes[name] = join(name, shares, patterns)
+            wholes[name] = join(name, several, patterns or {})
         except ValueError as e:
-            problems.append(f"{name} ({shares[0].entry.file}): {e}")
-    return wholes
+            problems.append(f"{name} ({several[0].entry.file}): {e}")
+    return Joined(str(folder), wholes)
