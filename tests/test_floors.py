@@ -17,7 +17,7 @@ FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "spec": set(),
     "weights": {"spec"},
-    "ops": {"spec"},
+    "ops": {"spec", "parallel"},
     "parallel": set(),
     "families": {"spec", "weights"},
     "checkpoints": {"spec", "weights"},

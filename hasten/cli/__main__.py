@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 for a result that is bad news, 2 for input that cannot be used, told in one line."""
     args = parser().parse_args(argv)
+    args.given = list(sys.argv[1:] if argv is None else argv)
     try:
         status = args.run(args)
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from torch import nn
 from hasten.checkpoints import Filling, Plan, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, HastenError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
 from hasten.inject.attach import attach
@@ -23,9 +23,13 @@ from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.invariance import check_fallbacks, check_invariance
+from hasten.inject.joining import Division, check_divisible, compare, join, local_device, ranks
+from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
 from hasten.ops.backends import load
+from hasten.parallel import Group
+from hasten.weights import Split
 
 
 def init_inference(
@@ -36,15 +40,17 @@ def init_inference(
     wanted = settings(options.certify)
     load()
     given = check_model(model)
+    group = _group(given, options)
     if options.checkpoint is None:
-        return _saved(_engine(given, options, wanted), options)
+        return _saved(_engine(given, options, wanted, group), options, group)
     source = open_checkpoint(options.checkpoint, options.base_dir)
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
-        filling.fill(_device(given, options) or _home(given))
-        engine = _saved(_engine(given, options, wanted), options)
+        # of a model that is divided only the shares go to the device
+        filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
+        engine = _saved(_engine(given, options, wanted, group), options, group)
     except BaseException:
         filling.undo()
         raise
@@ -52,14 +58,17 @@ def init_inference(
     return engine
 
 
-def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None) -> InferenceEngine:
-    check_weights(given)
-    model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
-    if model is not given:
-        check_weights(model)
-    backbones = _backbones(model, options)
-    cast = Cast(model, options.dtype, _device(model, options), options.keep_originals)
-    engine = InferenceEngine(model, options, backbones, cast)
+def _engine(
+    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, group: Group | None
+) -> InferenceEngine:
+    model, backbones = _seen(given, options, group)
+    device, division, apart = _device(model, options), None, frozenset[int]()
+    if group is not None:
+        division = Division(group, _experts(options), device, options.dtype)
+        tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
+        apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
+    cast = Cast(model, options.dtype, device, options.keep_originals, apart)
+    engine = InferenceEngine(model, options, backbones, cast, division)
     engine.start()
     if wanted is not None:
         try:
@@ -72,17 +81,54 @@ def _engine(given: nn.Module, options: Options, wanted: Mapping[str, Any] | None
     return engine
 
 
-def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
-    """The engine, its weights written where the user wants them."""
-    path = options.save_mp_checkpoint_path
-    if path is not None:
-        ranks = 1
-        cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
+    """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
+    model, backbones, failure = given, list[Backbone](), None
+    try:
+        check_weights(given)
+        model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+        if model is not given:
+            check_weights(model)
+        backbones = _backbones(model, options)
+        if group is not None:
+            check_divisible((b.tower for b in backbones), group.size, _experts(options))
+    except HastenError as error:
+        failure = error
+    if group is not None:
+        on = _device(model, options) or _home(model)
+        compare(group, on, model, [b.tower for b in backbones], failure is not None)
+    if failure is not None:
+        raise failure
+    return model, backbones
+
+
+def _group(model: nn.Module, options: Options) -> Group | None:
+    """The processes that hold the model together; None where this one does so alone."""
+    return join(options.tp_size, options.mpu, options.tp_group, _device(model, options) or _home(model))
+
+
+def _experts(options: Options) -> Split:
+    return "inside" if options.ep_size == 1 else "whole"
+
+
+def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> InferenceEngine:
+    """The engine, its weights written where the user wants them, cut for as many ranks as there are."""
+    path, failure = options.save_mp_checkpoint_path, None
+    if path is None:
+        return engine
+    ranks = 1 if group is None else group.size
+    cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+    state = engine.module.state_dict()  # of all ranks
+    if group is None or group.rank == 0:
         try:
-            save_split(Path(path), engine.module.state_dict().items(), cuts, ranks)
-        except BaseException:
-            engine.revert(force=True)
-            raise
+            save_split(Path(path), state.items(), cuts, ranks)
+        except BaseException as error:
+            failure = error
+    if group is not None and group.share(failure is not None) and failure is None:
+        failure = ConfigError(f"save_mp_checkpoint_path={path!r}: rank 0 could not write it")
+    if failure is not None:
+        engine.revert(force=True)
+        raise failure
     return engine
 
 
@@ -114,7 +160,8 @@ def _device(model: nn.Module, options: Options) -> torch.device | None:
     if options.device is not None:
         return options.device
     if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
-        return torch.device("cuda", torch.cuda.current_device())
+        divided = ranks(options.tp_size, options.mpu, options.tp_group) > 1
+        return local_device() if divided else torch.device("cuda", torch.cuda.current_device())
     return None
 
 

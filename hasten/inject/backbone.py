@@ -22,10 +22,12 @@ from hasten.inject.ahead import settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
 from hasten.inject.hf_cache import spelled
+from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
 from hasten.model import Transformer
+from hasten.parallel import ALONE
 from hasten.spec import Tower
-from hasten.weights import Binding
+from hasten.weights import Binding, local
 
 if TYPE_CHECKING:
     from hasten.inject.certificate import Watch
@@ -47,6 +49,7 @@ class Backbone:
         self._spelling = Spelling(self.signature)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
+        self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
         self._handles: list[Any] = []
@@ -55,21 +58,33 @@ class Backbone:
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
+    def install(
+        self,
+        backend: str | None = None,
+        graphs: bool = True,
+        skip_padding: bool = False,
+        division: Division | None = None,
+    ) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.
 
         graphs: calls of encoders that repeat themselves on a GPU may be recorded. skip_padding: as the option says.
+        division: among whom the layers are divided; then all of them make the same calls.
         """
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
-        self.graphs = Graphs() if graphs else None
-        self.loan = Loan(self.model, self.bindings)
-        everywhere = {} if backend is None else dict.fromkeys(range(len(self.tower.blocks)), backend)
-        self.transformer = Transformer(self.tower, self.loan.weights, everywhere)
+        self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
+        self.division = division
+        own = self.tower
+        if division is not None:
+            own = local(own, division.group.rank, division.group.size, division.experts)
+        self.loan = Loan(self.model, self.bindings, division)
+        everywhere = {} if backend is None else dict.fromkeys(range(len(own.blocks)), backend)
+        place = ALONE if division is None else division.place
+        self.transformer = Transformer(own, self.loan.weights, everywhere, place)
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
-        self.attentions = frozenset(block.attention for block in self.tower.blocks)
+        self.attentions = frozenset(block.attention for block in own.blocks)
 
         # bound methods, not closures: a deep copy of the model then takes its own backbone along
         self.module.__dict__["_hasten"] = self
@@ -127,6 +142,8 @@ class Backbone:
                 return f"gradients of {name}"
         if not isinstance(arguments.get("output_hidden_states"), bool | None):
             return "output_hidden_states chooses layers"
+        if self.division is not None and any(_by_head(v) for n, v in arguments.items() if n.endswith("mask")):
+            return "a mask for each head"
         if self._own.any("forward"):  # so transformers 4 records the states of some models
             return "replaced forwards of submodules"
         return None
@@ -148,15 +165,15 @@ class Backbone:
         self.loan.reapply(fn, lambda: type(self.module)._apply(self.module, fn, recurse) and None)
         if self.graphs is not None:
             self.graphs.clear()
-        self.transformer = Transformer(self.tower, self.loan.weights, self.transformer.backends)
+        t = self.transformer
+        self.transformer = Transformer(t.tower, self.loan.weights, t.backends, t.place)
         return self.module
 
     def _fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         assert self.loan is not None
         skip = len(self.path) + 1 if self.path else 0
-        for k in self.loan.emptied:
-            if prefix + k[skip:] in state:
-                state[prefix + k[skip:]] = self.loan.whole(k)
+        for k, whole in self.loan.wholes(lambda k: prefix + k[skip:] in state):
+            state[prefix + k[skip:]] = whole.to(self.loan.homes.get(k, whole.device))
 
     def _before_load(self, *args: Any) -> None:
         assert self.loan is not None
@@ -165,7 +182,7 @@ class Backbone:
 
     def _after_load(self, *args: Any) -> None:
         assert self.loan is not None
-        for b, _, _ in dict(self.loan.emptied).values():
+        for b in {id(b): b for b, _, _ in self.loan.emptied.values()}.values():
             self.loan.refresh(b)
         self._filling.__exit__(None, None, None)
 
@@ -204,6 +221,11 @@ class Attributes:
 
     def any(self, name: str) -> bool:
         return any(map(contains, self._held, repeat(name)))
+
+
+def _by_head(mask: Any) -> bool:
+    """Whether a mask (batch, heads, queries, keys) says something else to each head."""
+    return isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1] > 1
 
 
 def foreign(hook: Callable[..., Any]) -> bool:

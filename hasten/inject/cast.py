@@ -10,11 +10,20 @@ class Cast:
     """Moves parameters and persistent float buffers to a dtype and device, one at a time.
 
     Non-persistent buffers keep their dtype, as `from_pretrained(dtype=...)` leaves them: rotary frequencies in half
-    precision would be wrong. keep: hold on to the originals, so that `undo` is exact even after narrowing.
+    precision would be wrong. keep: hold on to the originals, so that `undo` is exact even after narrowing. apart: ids
+    of parameters that somebody else changes, who moves a share of each alone; they are only remembered.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, device: torch.device | None, keep: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        keep: bool,
+        apart: frozenset[int] = frozenset(),
+    ) -> None:
         self.model, self.dtype, self.device, self.keep = model, dtype, device, keep
+        self.apart = apart
         self.were: dict[int, tuple[Tensor, torch.dtype, torch.device]] = {}  # by id: the live tensor and what it was
         self.originals: dict[int, Tensor] = {}
         self.narrowed: list[str] = []  # names whose values lost bits
@@ -38,7 +47,8 @@ class Cast:
             self.originals[id(t)] = t.data
         elif torch.promote_types(t.dtype, dtype) != dtype:
             self.narrowed.append(name)
-        t.data = t.data.to(device=device, dtype=dtype)
+        if id(t) not in self.apart:
+            t.data = t.data.to(device=device, dtype=dtype)
 
     def undo(self) -> None:
         """The tensors as they were; narrowed ones, whose originals were not kept, in their old dtype."""

@@ -180,7 +180,7 @@ class Watch:
             fused = t.block(i, given, ctx)
             lost, native = (self._error(y, h, h - given.to(wide)) for y in (fused, plain))
             allowed = self.factor * native + FLOORS[x.dtype]
-            fell = not lost <= allowed  # NaN falls back too
+            fell = self._agreed(not lost <= allowed)  # NaN falls back too
             if fell:
                 t.backends[i] = "reference"
             self.reports.append(BlockReport(self.name, i, lost, native, allowed, fell))
@@ -194,10 +194,15 @@ class Watch:
         dtype = self.last["fused"].dtype
         # rounding errors of blocks add up in quadrature; both runs may do so in different directions
         allowed = self.factor * original + FLOORS[dtype] * math.sqrt(len(self.b.tower.blocks))
-        gave_way = not fused <= allowed or not original <= ASTRAY[dtype]
+        gave_way = self._agreed(not fused <= allowed or not original <= ASTRAY[dtype])
         if gave_way:
             self.b.bypass = "the certificate refused the fused backbone"
         return OutputReport(self.name, fused, original, allowed, gave_way)
+
+    def _agreed(self, verdict: bool) -> bool:
+        """What rank 0 has found, where several ranks share the blocks."""
+        over = self.b.transformer.place.over
+        return verdict if over is None else over.share(verdict)
 
     def _error(self, y: Tensor, truth: Tensor, scale: Tensor) -> float:
         """Root mean square of y - truth, relative to that of `scale`, over tokens that are no padding.
@@ -216,7 +221,7 @@ class Watch:
 def _widened(t: Transformer, i: int, dtype: torch.dtype) -> Layer:
     """Block i with weights of its own, which are to go before the next block's are made."""
     own = {k: v.to(dtype) for k, v in t.weights.items() if k.startswith(f"blocks.{i}.")}
-    return layer(t.tower.blocks[i], own, i)
+    return layer(t.tower.blocks[i], own, i, t.place.over)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from hasten.errors import ConfigError, RequestError
 from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
+from hasten.inject.joining import Division, share_draws
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
 from hasten.inject.options import Options
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
 class InferenceEngine(nn.Module):
     """Calls, `generate` and every attribute that it does not define go to `module`, the user's own model."""
 
-    def __init__(self, module: nn.Module, options: Options, backbones: list[Backbone], cast: Cast) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        options: Options,
+        backbones: list[Backbone],
+        cast: Cast,
+        division: Division | None = None,
+    ) -> None:
         super().__init__()
+        self.division = division
         self.module, self.options, self.backbones, self.cast = module, options, backbones, cast
         self.certificate: Certificate | None = None
         self.notes: list[str] = list(options.notes)
@@ -48,7 +57,12 @@ class InferenceEngine(nn.Module):
             self.cast.apply()
             for b in self.backbones:
                 installed.append(b)
-                b.install(self.options.backend, graphs=self._graphs, skip_padding=self.options.skip_padding)
+                b.install(
+                    self.options.backend,
+                    graphs=self._graphs,
+                    skip_padding=self.options.skip_padding,
+                    division=self.division,
+                )
             if self.generating is not None:
                 self.generating.install()
         except BaseException:
@@ -89,6 +103,8 @@ class InferenceEngine(nn.Module):
         check_limit(given, given.get("generation_config") or self.module.generation_config, self._limit, length)
         positional = () if sampling is None else (sampling, *args)  # transformers' generation_config and what follows
         model: Any = self.module
+        if self.division is not None:
+            share_draws(self.division.group)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 

@@ -30,6 +30,8 @@ class BackboneReport:
     orders: tuple[str, ...]
     dialect: str
     weight_bytes: int
+    rank: int
+    ranks: int  # that divide its layers
     emptied: int  # live parameters that are filled only when somebody looks
     one_token: tuple[str, ...]  # `op implementation`
     many_tokens: tuple[str, ...]
@@ -74,7 +76,9 @@ class Explanation:
         for b in self.backbones:
             lines += [
                 f"{b.path} ({b.type}), a {b.kind}: {b.blocks} blocks ({', '.join(b.orders)}), weights as {b.dialect}",
-                f"  weights {b.weight_bytes / 2**20:,.1f} MiB, shared with the model"
+                f"  weights {b.weight_bytes / 2**20:,.1f} MiB"
+                + (f" on rank {b.rank} of {b.ranks}" if b.ranks > 1 else "")
+                + ", shared with the model"
                 + (f"; {b.emptied} of its parameters are filled on demand" if b.emptied else ""),
                 "  one token: " + ", ".join(b.one_token),
                 f"  {MANY} tokens: " + ", ".join(b.many_tokens),
@@ -117,6 +121,8 @@ def _backbone(b: Backbone, invariant: bool) -> BackboneReport:
         orders=tuple(dict.fromkeys(s.order for s in t.tower.blocks)),
         dialect=b.bindings[0].dialect.name,
         weight_bytes=sum({w.data_ptr(): w.numel() * w.element_size() for w in t.weights.values()}.values()),
+        rank=0 if b.division is None else b.division.group.rank,
+        ranks=1 if b.division is None else b.division.group.size,
         emptied=len(b.loan.emptied),
         one_token=choices(t, 1, paged, invariant),
         many_tokens=choices(t, MANY, paged, invariant),

@@ -33,6 +33,7 @@ from hasten.inject.kinds import (
     POLICY,
     SECTION,
     TEXT,
+    TP_GROUP,
     Kind,
     choice,
 )
@@ -65,8 +66,9 @@ class Key:
 
 
 # What a key that arrives later says: what is missing and what to do instead.
-TENSOR_PARALLEL = "tensor parallelism arrives in a later version: run on one device and leave the key out"
-EXPERT_PARALLEL = "expert parallelism arrives in a later version: all experts run on one device, leave the key out"
+EXPERT_PARALLEL = (
+    "groups of their own for experts arrive in a later version: experts are divided among the ranks of mp_size"
+)
 QUANTIZATION = (
     "quantization arrives in a later version: leave the key out (or write quant={'enabled': False}) and choose "
     "dtype=torch.bfloat16 or torch.float16 for small weights"
@@ -81,7 +83,7 @@ CONTAINER = (
     "in the description says which"
 )
 NO_CHECKPOINT = "it only says where a checkpoint lies: `base_dir` does"
-ONE_DEVICE = "it says how to split a model over devices, and the model runs on one"
+SPLIT = "how a layer is divided follows from its heads and widths"
 UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
 
 KEYS: tuple[Key, ...] = (
@@ -97,7 +99,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("injection_policy", POLICY, None, "works",
         "{LayerClass: policy class} names the family of a model that has no known config; {LayerClass: names of "
-        "linears} is checked against the model and changes no number on one device.",
+        "linears} is checked against the model and changes no number.",
         ("injection_dict",),
     ),
     Key("max_out_tokens", COUNT, None, "works",
@@ -176,15 +178,32 @@ KEYS: tuple[Key, ...] = (
         permits=(),
     ),
     Key("quantization_setting", ANYTHING, None, "arrives", QUANTIZATION, permits=()),
-    Key("tensor_parallel", SECTION, {}, "arrives", TENSOR_PARALLEL, ("tp",)),
-    Key("tensor_parallel.enabled", FLAG, True, "needless", ONE_DEVICE + "; DeepSpeed does not consult it either"),
-    Key("tensor_parallel.tp_size", COUNT, 1, "arrives", TENSOR_PARALLEL, permits=(1,)),
-    Key("tensor_parallel.tp_grain_size", COUNT, 64, "needless", ONE_DEVICE),
-    Key("tensor_parallel.mpu", MPU, None, "arrives", TENSOR_PARALLEL, permits=(1,)),
-    Key("tensor_parallel.tp_group", GROUP, None, "arrives", TENSOR_PARALLEL, permits=(1,)),
-    Key("moe", SECTION, {}, "arrives", EXPERT_PARALLEL, shorthand="enabled"),
+    Key("tensor_parallel", SECTION, {}, "works",
+        "Divides every layer among several processes, each of which has a device: see parallel.md. A number alone is "
+        "its tp_size.",
+        ("tp",), shorthand="tp_size",
+    ),
+    Key("tensor_parallel.enabled", FLAG, True, "needless",
+        "it is tp_size that decides; DeepSpeed does not consult it either",
+    ),
+    Key("tensor_parallel.tp_size", COUNT, 1, "works",
+        "How many processes hold the model together. They are the launcher's (hasten run, torchrun), and "
+        "torch.distributed is initialised if it is not: NCCL where the model computes on GPUs, else gloo.",
+    ),
+    Key("tensor_parallel.tp_grain_size", COUNT, 64, "needless", SPLIT),
+    Key("tensor_parallel.mpu", MPU, None, "works",
+        "A model-parallel unit in Megatron's manner: the processes of its get_model_parallel_group() or "
+        "get_tensor_model_parallel_group() hold the model together.",
+    ),
+    Key("tensor_parallel.tp_group", TP_GROUP, None, "works",
+        "The group of torch.distributed whose processes hold the model together.",
+    ),
+    Key("moe", SECTION, {}, "works", "How experts are divided among the ranks of mp_size.", shorthand="enabled"),
     Key("moe.enabled", FLAG, True, "needless", EXPERTS),
-    Key("moe.ep_size", COUNT, 1, "arrives", EXPERT_PARALLEL, permits=(1,)),
+    Key("moe.ep_size", COUNT, 1, "works",
+        "1, or not given: every rank of mp_size holds a part of each expert. As many as mp_size: every rank holds some "
+        "experts whole.",
+    ),
     Key("moe.moe_experts", COUNTS, (1,), "needless", EXPERTS, ("num_experts",)),
     Key("moe.type", choice("standard", "residual"), "standard", "arrives",
         "residual experts are not described: a model that has them cannot be accelerated by this version",
@@ -209,9 +228,9 @@ KEYS: tuple[Key, ...] = (
     Key("quant.weight.post_init_quant", MAPPING, {}, "arrives", UNQUANTIZED),
     Key("quant.qkv", SECTION, {}, "arrives", UNQUANTIZED),
     Key("quant.qkv.enabled", FLAG, True, "arrives", UNQUANTIZED),
-    Key("mp_size", COUNT, 1, "arrives", TENSOR_PARALLEL, moved="tensor_parallel.tp_size"),
-    Key("mpu", MPU, None, "arrives", TENSOR_PARALLEL, moved="tensor_parallel.mpu"),
-    Key("ep_size", COUNT, 1, "arrives", EXPERT_PARALLEL, moved="moe.ep_size"),
+    Key("mp_size", COUNT, 1, "works", "", moved="tensor_parallel.tp_size"),
+    Key("mpu", MPU, None, "works", "", moved="tensor_parallel.mpu"),
+    Key("ep_size", COUNT, 1, "works", "", moved="moe.ep_size"),
     Key("ep_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_group",), moved="moe.ep_group"),
     Key("ep_mp_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_mp_group",), moved="moe.ep_mp_group"),
     Key("moe_experts", COUNTS, (1,), "needless", EXPERTS, moved="moe.moe_experts"),

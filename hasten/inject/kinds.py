@@ -103,7 +103,11 @@ def _device(value: Any) -> torch.device:
     return device
 
 
-def _world(value: Any, methods: tuple[str, ...], expected: str) -> int:
+SIZES = ("get_model_parallel_world_size", "get_tensor_model_parallel_world_size", "size")
+
+
+def world_size(value: Any, methods: tuple[str, ...] = SIZES, expected: str = "processes") -> int:
+    """The number of ranks of a Megatron model-parallel unit or a process group; ValueError says what is `expected`."""
     for method in methods:
         size = getattr(value, method, None)
         if callable(size):
@@ -114,15 +118,19 @@ def _world(value: Any, methods: tuple[str, ...], expected: str) -> int:
     raise ValueError(expected)
 
 
-def _mpu(value: Any) -> int:
-    """The number of ranks that a Megatron model-parallel unit splits a model over."""
-    methods = ("get_model_parallel_world_size", "get_tensor_model_parallel_world_size")
-    return _world(value, methods, "a model-parallel unit with get_model_parallel_world_size()")
+def _mpu(value: Any) -> Any:
+    world_size(value, SIZES[:2], "a model-parallel unit with get_model_parallel_world_size()")
+    return value
+
+
+def _tp_group(value: Any) -> Any:
+    world_size(value, SIZES[2:], "a torch.distributed process group")
+    return value
 
 
 def _group(value: Any) -> int:
     """The number of ranks of a process group."""
-    return _world(value, ("size",), "a torch.distributed process group")
+    return world_size(value, SIZES[2:], "a torch.distributed process group")
 
 
 def choice(*names: str) -> Kind:
@@ -151,5 +159,6 @@ DTYPE = Kind("torch.dtype or str", read_dtype)
 DEVICE = Kind("torch.device or str", _device)
 POLICY = Kind("dict {layer class: policy}", read_policies)
 MPU = Kind("model-parallel unit", _mpu)
+TP_GROUP = Kind("process group", _tp_group)
 GROUP = Kind("process group", _group)
 ANYTHING = Kind("any", lambda value: value)

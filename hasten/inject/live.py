@@ -26,6 +26,7 @@ from hasten.inject.decoding import (
     read_prompts,
     read_sampling,
 )
+from hasten.inject.joining import share_draws
 from hasten.inject.native import Native
 from hasten.runtime import Sampling
 from hasten.spec import Dynamic, LongRope, Tokens
@@ -57,6 +58,9 @@ class LiveGenerate:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """See transformers' GenerationMixin.generate."""
+        division = self.native.backbone.division
+        if division is not None:
+            share_draws(division.group)
         theirs = partial(type(self.model).generate, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         try:
             given = self._given(theirs, args, kwargs)

@@ -2,7 +2,8 @@
 
 Where the canonical tensor's memory also spells the stored layout, the live parameter becomes a view of it. Where it
 does not (rows interleaved head by head), the live parameter is emptied, and filled again from the canonical tensor
-whenever somebody needs it: `state_dict`, the model's own forward, `give_back`.
+whenever somebody needs it: `state_dict`, the model's own forward, `give_back`. So are those of which ranks hold a share
+each: filling them is a call that all ranks make.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hasten.weights import Binding, fetch, stored
+from hasten.inject.joining import Division
+from hasten.weights import Binding, fetch, is_split, join, shard, stored
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -25,12 +27,16 @@ def live_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Loan:
-    """The weights of one backbone. `weights` maps canonical names to tensors."""
+    """The weights of one backbone, or this rank's shares of them. `weights` maps canonical names to tensors.
 
-    def __init__(self, model: nn.Module, bindings: Sequence[Binding]) -> None:
-        self.model, self.bindings = model, bindings
+    The shares are made one at a time where the live model is, and only they go to the division's device and dtype.
+    """
+
+    def __init__(self, model: nn.Module, bindings: Sequence[Binding], division: Division | None = None) -> None:
+        self.model, self.bindings, self.division = model, bindings, division
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
+        self.homes: dict[str, torch.device] = {}  # where whole tensors go that ranks have shares of
         tensors = live_tensors(model)
         for b in bindings:
             self._take(b, tensors)
@@ -39,6 +45,9 @@ class Loan:
         shared = next((o for o in self.bindings if o.keys == b.keys and o.param.name in self.weights), None)
         if shared is not None:  # one stored tensor serves several blocks
             self.weights[b.param.name] = self.weights[shared.param.name]
+            return
+        if divides(self.division, b):
+            self._divide(b, tensors)
             return
         canonical = fetch(b, {k: tensors[k].detach() for k in b.keys})
         self.weights[b.param.name] = canonical
@@ -53,22 +62,53 @@ class Loan:
             else:
                 live.data = view.view(live.shape) if view.is_contiguous() else view
 
-    def whole(self, key: str) -> Tensor:
-        """A fresh tensor with the value of an emptied parameter, in its live shape."""
-        b, place, shape = self.emptied[key]
-        return stored(b, self.weights[b.param.name])[place].reshape(shape)
+    def _divide(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
+        own = self._share(b, tensors)
+        self.weights[b.param.name] = own
+        for place, k in enumerate(b.keys):
+            self.emptied[k] = (b, place, tensors[k].shape)
+            self.homes[k] = tensors[k].device
+            tensors[k].data = own.new_empty(0)
+
+    def _share(self, b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
+        d = self.division
+        assert d is not None
+        canonical = fetch(b, {k: tensors[k].detach() for k in b.keys})
+        own = shard(b.param, canonical, d.group.rank, d.group.size, d.experts)
+        return torch.empty(own.shape, dtype=d.dtype or own.dtype, device=d.device or own.device).copy_(own)
+
+    def _canonical(self, b: Binding) -> Tensor:
+        """The whole canonical tensor of an emptied parameter; all ranks ask for it where they divide it."""
+        own, d = self.weights[b.param.name], self.division
+        if d is None or not divides(d, b):
+            return own
+        shares = d.group.all_gather(own.detach().flatten()).view(d.group.size, *own.shape)
+        return join(b.param, shares.unbind(), d.experts)
+
+    def wholes(self, wanted: Callable[[str], bool] = lambda key: True) -> Iterator[tuple[str, Tensor]]:
+        """Fresh tensors with the values of the emptied parameters that are wanted, in their live shapes."""
+        made: tuple[str, list[Tensor]] = "", []
+        for k, (b, place, shape) in self.emptied.items():
+            if not wanted(k):
+                continue
+            if made[0] != b.param.name:
+                made = b.param.name, []  # let go of one before the next is gathered
+                made = b.param.name, stored(b, self._canonical(b))
+            yield k, made[1][place].reshape(shape)
 
     def refresh(self, b: Binding) -> None:
         """Take the canonical values of a filled parameter from the live tensors again."""
         tensors = live_tensors(self.model)
-        self.weights[b.param.name].copy_(fetch(b, {k: tensors[k].detach() for k in b.keys}))
+        divided = divides(self.division, b)
+        fresh = self._share(b, tensors) if divided else fetch(b, {k: tensors[k].detach() for k in b.keys})
+        self.weights[b.param.name].copy_(fresh)
 
     @contextmanager
     def filled(self) -> Iterator[None]:
         """Emptied parameters are whole inside: what the model's own code needs to run."""
         tensors = live_tensors(self.model) if self.emptied else {}
-        for k in self.emptied:
-            tensors[k].data = self.whole(k)
+        for k, whole in self.wholes():
+            tensors[k].data = whole
         try:
             yield
         finally:
@@ -76,16 +116,24 @@ class Loan:
                 tensors[k].data = tensors[k].data.new_empty(0)
 
     def give_back(self) -> None:
-        """Every live parameter gets memory of its own again, with the same values; the loan is over."""
-        tensors = live_tensors(self.model)
+        """Every live parameter gets memory of its own again, with the same values; the loan is over.
+
+        What ranks divided comes back to the device that it was on.
+        """
+        tensors, done = live_tensors(self.model), set[str]()
         for b in self.bindings:
-            canonical = self.weights.pop(b.param.name, None)
-            if canonical is None:
+            canonical = self.weights.get(b.param.name)
+            if canonical is None or not done.isdisjoint(b.keys):
+                self.weights.pop(b.param.name, None)
                 continue
+            done.update(b.keys)
+            apart = [stored(b, self._canonical(b))] if any(k in self.emptied for k in b.keys) else []
+            del self.weights[b.param.name]
             for k in b.keys:
                 live = tensors[k]
                 if k in self.emptied:
-                    live.data = stored(b, canonical)[self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
+                    whole = apart[0][self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
+                    live.data = whole.to(self.homes.get(k, whole.device))
                 elif len(b.keys) > 1 or not live.is_contiguous():
                     live.data = live.data.clone(memory_format=torch.contiguous_format)
         self.emptied.clear()
@@ -101,6 +149,14 @@ class Loan:
                 self.weights[b.param.name] = kept[b.param.name]
             else:
                 self._take(b, tensors)
+
+
+def divides(division: Division | None, b: Binding) -> bool:
+    """Whether ranks hold shares of a parameter. The table of tokens and the head are whole on every rank.
+
+    The model's own modules read both, the embedding for whoever asks for it and the head behind the backbone.
+    """
+    return division is not None and b.param.role != "vocab" and is_split(b.param, division.experts)
 
 
 def _is_view(b: Binding, canonical: Tensor) -> bool:

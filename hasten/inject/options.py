@@ -17,10 +17,14 @@ import torch
 
 from hasten.errors import ConfigError
 from hasten.inject.keys import ELSEWHERE, KEYS, SECTIONS, Key
-from hasten.inject.kinds import SECTION, shown
+from hasten.inject.kinds import FLAG, SECTION, shown, world_size
 from hasten.inject.policy import Policies
 
 _KEY = {key.name: key for key in KEYS}
+
+
+INSIDE = {f"tensor_parallel.{n}": n for n in ("tp_size", "mpu", "tp_group")} | {"moe.ep_size": "ep_size"}
+"""Keys of sections that have a field of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ class Options:
     backend: str | None = None
     checkpoint: Any = None
     base_dir: str = ""
+    tp_size: int = 1
+    mpu: Any = None
+    tp_group: Any = None
+    ep_size: int = 1
     save_mp_checkpoint_path: str | None = None
     notes: tuple[str, ...] = ()
     """One sentence for each key that was given and needs nothing done, for explain()."""
@@ -60,11 +68,12 @@ class Options:
         settings = _merge(given, problems)
         for setting in given:
             problems += _refusals(setting)
-        problems += [*_quantization(settings), *_contradictions(settings)]
+        problems += [*_quantization(settings), *_contradictions(settings), *_division(settings)]
         if problems:
             raise ConfigError(_together(list(dict.fromkeys(problems))))
         names = {field.name for field in fields(cls)}
-        values = {path: setting.value for path, setting in settings.items() if path in names}
+        values = {INSIDE.get(path, path): setting.value for path, setting in settings.items()}
+        values = {name: value for name, value in values.items() if name in names}
         needless = [setting for setting in given if setting.key.disposition == "needless"]
         notes = dict.fromkeys(f"{setting.path}={shown(setting.value)}: {setting.key.says}" for setting in needless)
         return cls(**values, notes=tuple(notes))
@@ -147,7 +156,7 @@ def _read(source: Mapping[Any, Any], section: str, origin: str, problems: list[s
         if written is None:
             continue
         try:
-            value = {key.shorthand: written} if key.shorthand and isinstance(written, bool) else key.kind.read(written)
+            value = {key.shorthand: written} if _is_shorthand(key, written) else key.kind.read(written)
         except ValueError as error:
             problems.append(f"{path}={shown(written)} ({origin}): expected {error}")
             continue
@@ -155,6 +164,14 @@ def _read(source: Mapping[Any, Any], section: str, origin: str, problems: list[s
             yield from _read(value, key.name, origin, problems)
         else:
             yield Setting(key, value, path, written, origin)
+
+
+def _is_shorthand(key: Key, written: object) -> bool:
+    """Whether a section is written as the bare value of its key; numbers stand for counts, True and False for flags."""
+    if key.shorthand is None:
+        return False
+    kind = SECTIONS[key.name][key.shorthand].kind
+    return isinstance(written, bool) if kind is FLAG else isinstance(written, int) and not isinstance(written, bool)
 
 
 def _hint(name: object, section: str) -> str:
@@ -229,6 +246,28 @@ def _contradictions(settings: dict[str, Setting]) -> Iterator[str]:
             yield f"{invariant} chooses the kernels itself, which contradicts {backend}: leave one of them out"
         if fuse and not fuse.value:
             yield f"{invariant} needs the fused backbone, which {fuse} forbids: leave one of them out"
+
+
+def _division(settings: dict[str, Setting]) -> Iterator[str]:
+    """Settings that disagree about how many processes hold the model, or that do not go with several of them."""
+    size = settings.get("tensor_parallel.tp_size")
+    counted = [(s, s.value) for s in (size,) if s is not None]
+    for name in ("tensor_parallel.mpu", "tensor_parallel.tp_group"):
+        if s := settings.get(name):
+            counted.append((s, world_size(s.value)))
+    if len({n for _, n in counted}) > 1:
+        yield "different numbers of processes: " + " and ".join(f"{s.path} has {n} ({s.origin})" for s, n in counted)
+    most = max((n for _, n in counted), default=1)
+    experts = settings.get("moe.ep_size")
+    if experts and experts.value not in (1, most):
+        yield f"{experts} must be 1 or the number of processes that hold the model together (mp_size), which is {most}"
+    if most == 1:
+        return
+    invariant, fuse = settings.get("batch_invariant"), settings.get("replace_with_kernel_inject")
+    if invariant and invariant.value:
+        yield f"{invariant} cannot be kept among {most} processes, whose sums it does not order: leave one of them out"
+    if fuse and not fuse.value:
+        yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
 
 
 def _together(problems: list[str]) -> str:

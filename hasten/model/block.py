@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from hasten import ops
 from hasten.model.context import Context
 from hasten.model.layer import Around, CrossAttention, Experts, Feed, Layer, SelfAttention
 from hasten.ops import Matrix
+from hasten.parallel import Group
 from hasten.spec import Rope
 
 
 def block(layer: Layer, i: int, x: Tensor, ctx: Context) -> Tensor:
     """Block `i` of a tower on x, (..., width), whose leading axes the context knows."""
     shared = x if layer.shared_norm is None else ops.norm(x, layer.shared_norm)
-    y = _attention(layer.attention, i, shared, x, ctx)
+    m, mlp = layer.attention, layer.mlp
+    over = m.around.over
+    if layer.parallel and layer.cross is None and over is not None:
+        return _at_once(layer, over, _attended(m, i, shared, ctx), shared, x)
+    y = _project(_attended(m, i, shared, ctx), m.out, x, m.around)
     if layer.cross is not None:
         y = _cross(layer.cross, i, y, ctx)
-    feed = _feed if isinstance(layer.mlp, Feed) else _experts
-    return feed(layer.mlp, shared if layer.parallel else y, y)  # pyright: ignore[reportArgumentType]
+    z = shared if layer.parallel else y
+    if isinstance(mlp, Feed):
+        return _project(ops.up(z, mlp.around.before, mlp.up, mlp.spec), mlp.down, y, mlp.around)
+    return _settle(_routed(mlp, z), y, mlp.around)
 
 
-def _attention(m: SelfAttention, i: int, x: Tensor, residual: Tensor, ctx: Context) -> Tensor:
-    turn = ctx.turn(m.spec.position) if isinstance(m.spec.position, Rope) else None
-    q, k, v = ops.qkv(x, m.around.before, m.qkv, m.spec, m.q_norm, m.k_norm, turn, ctx.slots(i))
-    return _project(ctx.attend(i, m.spec, q, k, v, m.sinks).flatten(-2), m.out, residual, m.around)
+def _at_once(layer: Layer, over: Group, attended: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """Both sublayers of a parallel block with one exchange: x + the sum over the group of what either gives."""
+    m, mlp = layer.attention, layer.mlp
+    y = ops.linear(attended, m.out)
+    if isinstance(mlp, Feed):
+        z = ops.linear(ops.up(z, mlp.around.before, mlp.up, mlp.spec), mlp.down)
+    else:
+        z = _routed(mlp, z)
+    for_attention, for_mlp = m.around.layer_scale, mlp.around.layer_scale
+    y = y if for_attention is None else y * for_attention
+    y = y + (z if for_mlp is None else z * for_mlp)
+    return ops.settle_over(y, x, None, None, m.around.scale, None, over)
+
+
+def _attended(m: SelfAttention, i: int, x: Tensor, ctx: Context) -> Tensor:
+    a = m.spec
+    turn = ctx.turn(a.position) if isinstance(a.position, Rope) else None
+    if m.q_norm is not None and a.qk_norm_span == "width" and m.around.over is not None:
+        q, k, v = _normed_over(m, m.around.over, x, turn, ctx.slots(i))
+    else:
+        q, k, v = ops.qkv(x, m.around.before, m.qkv, a, m.q_norm, m.k_norm, turn, ctx.slots(i))
+    return ctx.attend(i, a, q, k, v, m.sinks).flatten(-2)
+
+
+def _normed_over(
+    m: SelfAttention, over: Group, x: Tensor, turn: tuple[Tensor, Tensor] | None, into: ops.Slots | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`ops.qkv` with norms over all queries and all keys, of which every rank has some."""
+    a = m.spec
+    assert m.q_norm is not None and m.k_norm is not None, "both are there or none"
+    y = ops.linear(x if m.around.before is None else ops.norm(x, m.around.before), m.qkv)
+    y = y if a.clip is None else y.clamp(-a.clip, a.clip)
+    q, k, v = y.split((a.q_width, a.kv_width, a.kv_width), -1)
+    q, k = ops.norms_over(((q, m.q_norm), (k, m.k_norm)), over)
+    return ops.heads(torch.cat((q, k, v), -1), replace(a, clip=None), None, None, turn, into)
 
 
 def _cross(m: CrossAttention, i: int, x: Tensor, ctx: Context) -> Tensor:
@@ -39,22 +80,25 @@ def _cross(m: CrossAttention, i: int, x: Tensor, ctx: Context) -> Tensor:
     return _project(ctx.attend_memory(i, m.spec, q, keys_and_values).flatten(-2), m.out, x, m.around)
 
 
-def _feed(m: Feed, x: Tensor, residual: Tensor) -> Tensor:
-    return _project(ops.up(x, m.around.before, m.up, m.spec), m.down, residual, m.around)
-
-
-def _experts(m: Experts, x: Tensor, residual: Tensor) -> Tensor:
+def _routed(m: Experts, x: Tensor) -> Tensor:
     y = x if m.around.before is None else ops.norm(x, m.around.before)
     flat = y.flatten(0, -2)  # (tokens, width)
     shares, which = ops.route(flat, m.router, m.spec)
-    z = ops.experts(flat, shares, which, m.up, m.down, m.spec)
+    z = ops.experts(flat, shares, ops.held(which, m.spec), m.up, m.down, m.spec)
     if m.spec.shared is not None and m.shared is not None:
         up, down = m.shared
         s = ops.linear(ops.up(flat, None, up, m.spec.shared), down)
         z = z + (s if m.shared_gate is None else s * ops.linear(flat, m.shared_gate).sigmoid())
-    a = m.around
-    return ops.settle(z.view_as(x), residual, a.inner, a.outer, a.scale, a.layer_scale)
+    return z.view_as(x)
 
 
 def _project(x: Tensor, m: Matrix, residual: Tensor, a: Around) -> Tensor:
+    if a.over is not None:
+        return _settle(ops.linear(x, m), residual, a)
     return ops.project(x, m, residual, a.inner, a.outer, a.scale, a.layer_scale)
+
+
+def _settle(y: Tensor, residual: Tensor, a: Around) -> Tensor:
+    if a.over is not None:
+        return ops.settle_over(y, residual, a.inner, a.outer, a.scale, a.layer_scale, a.over)
+    return ops.settle(y, residual, a.inner, a.outer, a.scale, a.layer_scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +12,29 @@ from torch import Tensor
 from hasten import ops
 from hasten.ops import EmbedLayer, Matrix, NormLayer
 from hasten.ops.embed import placed
+from hasten.parallel import Group
 from hasten.spec import Frames, Tokens
 
 Weights = Mapping[str, Tensor]
 
 
-def embed_tokens(e: Tokens, w: Weights, x: Tensor, positions: Tensor, types: Tensor | None, scaled: bool) -> Tensor:
-    """ids (...), or vectors (..., e.width) which are `scaled` already or not, to (..., width)."""
+def embed_tokens(
+    e: Tokens, w: Weights, x: Tensor, positions: Tensor, types: Tensor | None, *, scaled: bool, over: Group | None
+) -> Tensor:
+    """ids (...), or vectors (..., e.width) which are `scaled` already or not, to (..., width).
+
+    over: the ranks among which the table of tokens is divided.
+    """
+    look_up = ops.embed if over is None else partial(ops.embed_over, group=over)
     layer = EmbedLayer(e, w["tokens"], w["positions"] if e.positions else None, w["types"] if e.types else None)
     narrow = e.projection is not None and e.projection.after == "tokens"
     if x.is_floating_point():
         if e.scale != 1.0 and not scaled:
             x = x * (torch.tensor(e.scale, dtype=x.dtype, device=x.device) if e.scale_rounded else e.scale)
     elif narrow:
-        x = ops.embed(x, None, None, EmbedLayer(e, w["tokens"]))
+        x = look_up(x, None, None, EmbedLayer(e, w["tokens"]))
     else:
-        return _finished(ops.embed(x, positions, types, layer), e, w)
+        return _finished(look_up(x, positions, types, layer), e, w)
     return _finished(placed(ops.linear(x, _project(w)) if narrow else x, positions, types, layer), e, w)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hasten.ops import Matrix, NormLayer
+from hasten.parallel import Group
 from hasten.spec import Attention, Block, Mlp, Moe, Norm, Order
 
 Weights = Mapping[str, Tensor]
@@ -15,13 +16,17 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Around:
-    """What surrounds a sublayer f: outer(residual + scale * layer_scale * inner(f(before(x))))."""
+    """What surrounds a sublayer f: outer(residual + scale * layer_scale * inner(f(before(x)))).
+
+    over: the group over which f is a sum.
+    """
 
     before: NormLayer | None
     inner: NormLayer | None
     outer: NormLayer | None
     scale: float
     layer_scale: Tensor | None
+    over: Group | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,43 +93,50 @@ PLACES: dict[Order, tuple[str | None, str | None, str | None]] = {
 }
 
 
-def layer(b: Block, w: Weights, i: int) -> Layer:
-    """Block `i` of a tower's canonical weights."""
+def layer(b: Block, w: Weights, i: int, over: Group | None = None) -> Layer:
+    """Block `i` of a tower's canonical weights, or of a rank's shares of them."""
     p = f"blocks.{i}."
     a = b.attention
     attention = SelfAttention(
         a,
         _matrix(w, f"{p}qkv"),
-        _matrix(w, f"{p}out"),
+        _summand(w, f"{p}out", over),
         _norm(w, f"{p}q_norm", a.qk_norm),
         _norm(w, f"{p}k_norm", a.qk_norm),
         w.get(f"{p}sinks"),
-        _around(b, w, p, "attn"),
+        _around(b, w, p, "attn", over),
     )
     cross = None
     if b.cross:
-        q, kv, out = (_matrix(w, f"{p}cross_{s}") for s in ("q", "kv", "out"))
-        cross = CrossAttention(b.cross, q, kv, out, _around(b, w, p, "cross"))
+        q, kv, out = _matrix(w, f"{p}cross_q"), _matrix(w, f"{p}cross_kv"), _summand(w, f"{p}cross_out", over)
+        cross = CrossAttention(b.cross, q, kv, out, _around(b, w, p, "cross", over))
     shared = _norm(w, f"{p}attn_norm", b.norm) if b.order == "parallel-shared" else None
-    return Layer(b, attention, cross, _mlp(b, w, p), shared, b.order.startswith("parallel"))
+    return Layer(b, attention, cross, _mlp(b, w, p, over), shared, b.order.startswith("parallel"))
 
 
-def _mlp(b: Block, w: Weights, p: str) -> Feed | Experts:
-    up, down, around = _matrix(w, f"{p}up"), _matrix(w, f"{p}down"), _around(b, w, p, "mlp")
+def _mlp(b: Block, w: Weights, p: str, over: Group | None) -> Feed | Experts:
+    up, around = _matrix(w, f"{p}up"), _around(b, w, p, "mlp", over)
     if isinstance(b.mlp, Mlp):
-        return Feed(b.mlp, up, down, around)
-    shared = (_matrix(w, f"{p}shared_up"), _matrix(w, f"{p}shared_down")) if b.mlp.shared else None
+        return Feed(b.mlp, up, _summand(w, f"{p}down", over), around)
+    down = _summand(w, f"{p}down", over) if b.mlp.held is None else _matrix(w, f"{p}down")
+    shared = (_matrix(w, f"{p}shared_up"), _summand(w, f"{p}shared_down", over)) if b.mlp.shared else None
     gate = _matrix(w, f"{p}shared_gate") if b.mlp.shared_gate else None
     return Experts(b.mlp, _matrix(w, f"{p}router"), up, down, shared, gate, around)
 
 
-def _around(b: Block, w: Weights, p: str, which: str) -> Around:
+def _around(b: Block, w: Weights, p: str, which: str, over: Group | None) -> Around:
     before, inner, outer = (None if s is None else _norm(w, f"{p}{which}{s}", b.norm) for s in PLACES[b.order])
-    return Around(before, inner, outer, b.residual, w.get(f"{p}{which}_scale"))
+    return Around(before, inner, outer, b.residual, w.get(f"{p}{which}_scale"), over)
 
 
 def _matrix(w: Weights, name: str) -> Matrix:
     return Matrix(w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def _summand(w: Weights, name: str, over: Group | None) -> Matrix:
+    """A matrix whose products are summed over the group, in which one rank adds the bias."""
+    m = _matrix(w, name)
+    return m if over is None or over.rank == 0 else Matrix(m.weight)
 
 
 def _norm(w: Weights, name: str, n: Norm | None) -> NormLayer | None:

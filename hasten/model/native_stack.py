@@ -100,7 +100,7 @@ def serves(layer: Layer, x: Tensor) -> bool:
     if not (a.position is None or isinstance(a.position, Rope | Alibi)):
         return False
     arounds = m.around, feed.around
-    if any(n.inner is not None or n.layer_scale is not None for n in arounds):
+    if any(n.inner is not None or n.layer_scale is not None or n.over is not None for n in arounds):
         return False
     norms = [layer.shared_norm, *(n for around in arounds for n in (around.before, around.outer))]
     matrices = m.qkv, m.out, feed.up, feed.down

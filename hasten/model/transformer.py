@@ -14,17 +14,28 @@ from hasten.model.layer import layer
 from hasten.model.stack import Stack, stack
 from hasten.ops import Matrix, NormLayer
 from hasten.ops.table import forced
+from hasten.parallel import ALONE, Group, Place
 from hasten.spec import Frames, Patches, Tokens, Tower
 
 Watch = Callable[[int, Tensor], None]
 
 
 class Transformer:
-    """`weights` are canonical (hasten.weights.params). `backends` forces the op backend of single blocks."""
+    """`weights` are canonical (hasten.weights.params). `backends` forces the op backend of single blocks.
 
-    def __init__(self, tower: Tower, weights: Mapping[str, Tensor], backends: Mapping[int, str] | None = None) -> None:
-        self.tower, self.weights, self.backends = tower, weights, dict(backends or {})
-        self.layers = tuple(layer(b, weights, i) for i, b in enumerate(tower.blocks))
+    At a place among others tower and weights are this rank's shares (hasten.weights.local, shard), and all ranks make
+    the same calls. Tables of tokens are divided where they have fewer rows than the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        weights: Mapping[str, Tensor],
+        backends: Mapping[int, str] | None = None,
+        place: Place = ALONE,
+    ) -> None:
+        self.tower, self.weights, self.backends, self.place = tower, weights, dict(backends or {}), place
+        self.layers = tuple(layer(b, weights, i, place.over) for i, b in enumerate(tower.blocks))
         self._stack = Stack(self.layers)
 
     @property
@@ -38,7 +49,8 @@ class Transformer:
         match self.tower.embed:
             case Tokens() as e:
                 assert positions is not None, "tokens have positions"
-                return embed_tokens(e, self.weights, x, positions, types, scaled)
+                over = self._over(self.weights["tokens"], e.vocab)
+                return embed_tokens(e, self.weights, x, positions, types, scaled=scaled, over=over)
             case Patches():
                 return x
             case Frames() as e:
@@ -88,7 +100,12 @@ class Transformer:
         return NormLayer(n, self.weights["final_norm.weight"], self.weights.get("final_norm.bias"))
 
     def _head(self, x: Tensor, before: NormLayer | None) -> Tensor:
-        h = self.tower.head
-        assert h is not None, "this tower has no head"
-        name = "tokens" if h.tied else "head.weight"
-        return ops.head(x, before, Matrix(self.weights[name], self.weights.get("head.bias")), h)
+        h, e = self.tower.head, self.tower.embed
+        assert h is not None and isinstance(e, Tokens), "this tower has no head"
+        m = Matrix(self.weights["tokens" if h.tied else "head.weight"], self.weights.get("head.bias"))
+        y, over = ops.head(x, before, m, h), self._over(m.weight, e.vocab)
+        return y if over is None else over.all_gather(y)[..., : e.vocab].contiguous()
+
+    def _over(self, table: Tensor, vocab: int) -> Group | None:
+        """The ranks among which a table of the vocabulary is divided."""
+        return self.place.over if len(table) < vocab else None

@@ -3,16 +3,16 @@
 from hasten.ops.act import ACTS, GATED, act, gated
 from hasten.ops.advance import advance
 from hasten.ops.attention import alibi_slopes, attend, bucket
-from hasten.ops.embed import EmbedLayer, embed
+from hasten.ops.embed import EmbedLayer, embed, embed_over
 from hasten.ops.linear import Matrix, linear
-from hasten.ops.moe import experts, route
-from hasten.ops.norm import NormLayer, norm
+from hasten.ops.moe import experts, held, route
+from hasten.ops.norm import NormLayer, norm, norms_over
 from hasten.ops.packed import attend_packed
 from hasten.ops.pages import Reach, Slots, attend_pages, write_pages
-from hasten.ops.region import head, project, qkv, up
+from hasten.ops.region import head, heads, project, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
-from hasten.ops.settle import settle
+from hasten.ops.settle import settle, settle_over
 from hasten.ops.table import TABLE, Op, invariant, is_invariant, use
 from hasten.ops.workspace import Workspace
 
@@ -36,13 +36,17 @@ __all__ = [
     "attend_pages",
     "bucket",
     "embed",
+    "embed_over",
     "experts",
     "gated",
     "head",
+    "heads",
+    "held",
     "invariant",
     "is_invariant",
     "linear",
     "norm",
+    "norms_over",
     "project",
     "qkv",
     "rope",
@@ -51,6 +55,7 @@ __all__ = [
     "route",
     "sample",
     "settle",
+    "settle_over",
     "up",
     "use",
     "write_pages",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ def attend(
 
 def alibi_slopes(a: Alibi, heads: int) -> Tensor:
     """float32 (heads,): powers of two for the largest power of two of heads, then every other one between them."""
+    if a.among is not None:
+        first, total = a.among
+        return alibi_slopes(replace(a, among=None), total)[first : first + heads]
     base = 2 ** math.floor(math.log2(heads))
     first = [2 ** (-a.steepest * i / base) for i in range(1, base + 1)]
     rest = [2 ** (-a.steepest / 2 * i / base) for i in range(1, 2 * (heads - base) + 1, 2)]

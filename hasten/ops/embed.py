@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasten.ops.table import op_by_rows
+from hasten.parallel import Group
 from hasten.spec import Tokens
 
 
@@ -46,6 +47,21 @@ def _tokens(ids: Tensor, table: Tensor) -> Tensor:
         return F.embedding(ids, table)
     near = ids.clamp(0, len(table) - 1)
     return F.embedding(near, table).masked_fill((near != ids).unsqueeze(-1), float("nan"))
+
+
+def embed_over(ids: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer, group: Group) -> Tensor:
+    """`embed` with a table of tokens that the ranks divide: each has as many rows, the first of them rank 0."""
+    rows = len(e.tokens)
+    missing = (ids < 0) | (ids >= e.spec.vocab)
+    if not ids.is_cuda and missing.any():  # on every rank, in front of the exchange
+        raise IndexError(f"token ids outside of 0 to {e.spec.vocab - 1}")
+    near = ids - group.rank * rows
+    elsewhere = (near < 0) | (near >= rows)
+    x = F.embedding(near.clamp(0, rows - 1), e.tokens).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+    x = group.all_reduce(x)
+    if ids.is_cuda:
+        x = x.masked_fill(missing.unsqueeze(-1), float("nan"))
+    return placed(x if e.scale == 1.0 else x * e.scale, positions, types, e)
 
 
 def placed(x: Tensor, positions: Tensor | None, types: Tensor | None, e: EmbedLayer) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hasten.ops.norm import NormLayer, norm
 from hasten.ops.table import op
+from hasten.parallel import Group
 
 
 @op
@@ -27,3 +28,17 @@ def settle(
         y = y * layer_scale
     y = residual + (y if scale == 1.0 else y * scale)
     return y if outer is None else norm(y, outer)
+
+
+@op
+def settle_over(
+    y: Tensor,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+    group: Group,
+) -> Tensor:
+    """`settle` of the sum of all ranks' y, (..., width) and free to be overwritten; the rest is the same on each."""
+    return settle(group.all_reduce(y.contiguous()), residual, inner, outer, scale, layer_scale)

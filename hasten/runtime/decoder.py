@@ -108,7 +108,9 @@ class Decoder:
         key = self._key(plan, 1)
         if how is None or key in self._refused:
             return plan
-        most = self._recorder.steps(self._seconds.get(self._serving(key) or key))
+        # ranks that share the model time steps differently, and have to begin equally many
+        took = None if self.model.place.over else self._seconds.get(self._serving(key) or key)
+        most = self._recorder.steps(took)
         if behind:
             most = max(most // 2, 1)  # two bursts wait for each other, and one may be idle
         return Plan(rows, 0, how, min(most, MOST, _room(self.model, plan.stop)))
@@ -169,7 +171,17 @@ class Decoder:
                 self._records[key] = self._recorder.record(self._work(*key))
             except Unrecordable as error:
                 self._refused[key] = str(error)
+            self._agree(key)
         return self._records.get(key)
+
+    def _agree(self, key: Key) -> None:
+        """What one of several ranks could not record, none replays."""
+        over = self.model.place.over
+        if over is None:
+            return
+        recorded = torch.tensor([key in self._records], device=self._read.device)
+        if not bool(over.all_gather(recorded.int()).all()) and self._records.pop(key, None) is not None:
+            self._refused[key] = "another rank could not record it"
 
     def _work(self, shape: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
         if shape not in self._states:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -107,7 +108,11 @@ class Generator:
 
     def _requests(self, prompts: Iterable[Any], sampling: Samplings) -> list[Request]:
         self._check_open()
-        return requests(prompts, sampling, self._bounds, ends=self._ends, tokenizer=self._tokenizer)
+        made = requests(prompts, sampling, self._bounds, ends=self._ends, tokenizer=self._tokenizer)
+        over = self._runner.model.place.over
+        if over is None or all(r.sampling.greedy or r.sampling.seed is not None for r in made):
+            return made
+        return [replace(r, seed=seed) for r, seed in zip(made, over.share([r.seed for r in made]), strict=True)]
 
     def _check_open(self) -> None:
         if self._closed:

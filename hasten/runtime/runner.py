@@ -11,6 +11,7 @@ from hasten import ops
 from hasten.errors import RequestError
 from hasten.model import Transformer
 from hasten.ops.backends import load
+from hasten.parallel import Group
 from hasten.runtime.decoder import PLACES, Decoder, Plan
 from hasten.runtime.fixed import Kept
 from hasten.runtime.graphs import Graphs, Recorder
@@ -48,6 +49,7 @@ class Runner:
         table = model.weights["tokens"]
         self.model, self.device = model, table.device
         memory = int(SHARE * free_memory(table.device)) if memory_limit is None else memory_limit
+        memory = least(memory, model.place.over, table.device)
         self.pools = Pools(model.tower, page_size, table.dtype, table.device, memory)
         self.turns, self.slopes = Turns(), Slopes()
         self.sampler = Sampler(table.device)
@@ -78,7 +80,8 @@ class Runner:
         if self.decoder is not None:
             used = self.pages.limit - self.pages.free
             most = sum(sorted(needs, reverse=True)[:PLACES])
-            self.pages.extend(self.pools.reserve(used + most))
+            there = self.pools.reserve(used + most)
+            self.pages.extend(least(there, self.model.place.over, self.device))
 
     def plan(self, rows: Sequence[Row], *, behind: bool = False) -> Plan | None:
         """How these rows can run from a record, if they can. behind: a pass that is not waited for."""
@@ -131,6 +134,11 @@ class Runner:
         self.turns.clear()
         if self.decoder is not None:
             self.decoder.forget()
+
+
+def least(own: int, over: Group | None, device: torch.device) -> int:
+    """The smallest number that a rank has: ranks make the same decisions, so none may count on more."""
+    return own if over is None else int(over.all_gather(torch.tensor([own], device=device)).min())
 
 
 def serves(t: Tower) -> None:

@@ -95,6 +95,9 @@ class Alibi:
     scaled: bool = False  # the bias is multiplied by the attention scale too (Falcon)
     bf16: bool = False  # the bias is rounded to bfloat16 (Falcon)
     steepest: float = 8.0  # slopes are 2 ** -(steepest * k / heads)
+    among: tuple[int, int] | None = (
+        None  # where these are some of more heads: the index of the first, and all there are
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,12 @@ class Moe:
     router_bias: bool = False
     shared: Mlp | None = None  # an expert that every token takes
     shared_gate: bool = False  # ... weighted by sigmoid(x . gate) (Qwen 2 MoE)
+    held: tuple[int, int] | None = None  # where only some of the experts are here: the index of the first, and how many
+
+    @property
+    def here(self) -> int:
+        """How many of the experts are here."""
+        return self.experts if self.held is None else self.held[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""Canonical parameters of a tower, and where sources keep them. Torch tensors, no modules, no files."""
+"""Canonical parameters of a tower, where sources keep them, how ranks divide them. Tensors, no modules, no files."""
 
 from hasten.weights.dialect import Dialect, Packed, Stored
 from hasten.weights.fetch import Binding, fetch, resolve, stored
 from hasten.weights.packing import BLOCKED, GROUPED, SEQUENTIAL, STRIDED, Packing
 from hasten.weights.plan import Param, params
+from hasten.weights.shard import Split, check, is_split, join, local, shard, share, sizes
 
 __all__ = [
     "BLOCKED",
@@ -15,9 +16,17 @@ __all__ = [
     "Packed",
     "Packing",
     "Param",
+    "Split",
     "Stored",
+    "check",
     "fetch",
+    "is_split",
+    "join",
+    "local",
     "params",
     "resolve",
+    "shard",
+    "share",
+    "sizes",
     "stored",
 ]

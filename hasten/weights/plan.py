@@ -7,7 +7,7 @@ How a parameter is split among devices follows from its role alone, so no archit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hasten.spec import Attention, Block, Buckets, Frames, Mlp, Moe, Norm, Patches, Tokens, Tower
@@ -82,14 +82,17 @@ def _linear(slot: str, rows: int, columns: int, bias: bool) -> Iterator[Param]:
         yield Param(f"{slot}.bias", slot, "bias", (rows,), (), "replicated")
 
 
-def _norm(slot: str, n: Norm | None, width: int, i: int | None = None, heads: int = 0) -> Iterator[Param]:
-    if n is None:
-        return
+def _norm(slot: str, n: Norm | None, width: int, i: int | None = None) -> Iterator[Param]:
     name = slot if i is None else f"blocks.{i}.{slot}"
-    parts, columns = ((1,) * heads, (width,)) if heads else ((width,), ())
-    yield Param(f"{name}.weight", slot, "weight", parts, columns, "heads" if heads else "replicated", block=i)
-    if n.bias:
-        yield Param(f"{name}.bias", slot, "bias", parts, columns, "heads" if heads else "replicated", block=i)
+    yield from _normed(Param(name, slot, "weight", (width,), (), "replicated", block=i), n)
+
+
+def _normed(p: Param, n: Norm | None) -> Iterator[Param]:
+    """A norm's weight and bias, which are like `p` but for their names."""
+    if n is not None:
+        yield replace(p, name=f"{p.name}.weight")
+        if n.bias:
+            yield replace(p, name=f"{p.name}.bias", kind="bias")
 
 
 def _block(b: Block, width: int, i: int) -> Iterator[Param]:
@@ -121,13 +124,15 @@ def _fused(slot: str, letters: str, parts: tuple[int, ...], a: Attention, width:
 def _attention(a: Attention, width: int, i: int) -> Iterator[Param]:
     yield from _fused("qkv", "qkv", (a.q_width, a.kv_width, a.kv_width), a, width, i)
     for slot, heads, part in (("q_norm", a.heads, a.q_width), ("k_norm", a.kv_heads, a.kv_width)):
+        name = f"blocks.{i}.{slot}"
         match a.qk_norm_span:
             case "head":
-                yield from _norm(slot, a.qk_norm, a.head_dim, i)
+                p = Param(name, slot, "weight", (a.head_dim,), (), "replicated", block=i)
             case "heads":
-                yield from _norm(slot, a.qk_norm, a.head_dim, i, heads)
+                p = Param(name, slot, "weight", (1,) * heads, (a.head_dim,), "heads", block=i)
             case "width":
-                yield from _norm(slot, a.qk_norm, part, i)
+                p = Param(name, slot, "weight", (part,), (), "heads", a.head_dim, i)
+        yield from _normed(p, a.qk_norm)
     if a.sinks:
         yield Param(f"blocks.{i}.sinks", "sinks", "weight", (a.heads,), (), "heads", 1, i)
     yield from _out("out", a, width, i)
@@ -155,11 +160,11 @@ def _mlp(m: Mlp, width: int, i: int, prefix: str = "") -> Iterator[Param]:
 
 
 def _moe(m: Moe, width: int, i: int) -> Iterator[Param]:
-    b, e, x = f"blocks.{i}.", m.experts, m.expert
+    b, e, x = f"blocks.{i}.", m.here, m.expert
     parts = (x.width,) * (2 if x.gated else 1)
-    yield Param(f"{b}router.weight", "router", "weight", (e,), (width,), "replicated", 1, i)
+    yield Param(f"{b}router.weight", "router", "weight", (m.experts,), (width,), "replicated", 1, i)
     if m.router_bias:
-        yield Param(f"{b}router.bias", "router", "bias", (e,), (), "replicated", 1, i)
+        yield Param(f"{b}router.bias", "router", "bias", (m.experts,), (), "replicated", 1, i)
     yield Param(f"{b}up.weight", "expert_up", "weight", parts, (width,), "expert_rows", 1, i, stack=e)
     yield Param(f"{b}down.weight", "expert_down", "weight", (width,), (x.width,), "expert_columns", 1, i, stack=e)
     if x.bias:

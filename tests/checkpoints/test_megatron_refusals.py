@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,25 @@ def test_a_truncated_file_is_named(keep: int, tmp_path: Path) -> None:
 
 
 class Hostile:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, function: Callable[..., Any], argument: object) -> None:
+        self.function, self.argument = function, argument
 
     def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.mark}",)
+        return self.function, (self.argument,)
 
 
+@pytest.mark.parametrize("function", [os.system, subprocess.check_call, eval], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("where", ["args", "model", "rng_state"])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(where: str, tmp_path: Path) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(where: str, function: Any, tmp_path: Path) -> None:
     inside = written(tmp_path, ranks=2)
     mark = tmp_path / "ran"
-    change(file(inside, "01"), lambda c: c.update({where: Hostile(mark)}))
-    refused(tmp_path, str(file(inside, "01")), "refused", "system")
+    argument: Any = {os.system: f"touch {mark}", subprocess.check_call: ["touch", str(mark)]}.get(
+        function, f"open({str(mark)!r}, 'w').close()"
+    )
+    change(file(inside, "01"), lambda c: c.update({where: Hostile(function, argument)}))
+    refused(tmp_path, str(file(inside, "01")), "refused", function.__name__)
     assert not mark.exists()
-    os.system(f"touch {mark}")  # what it would have done
+    function(argument)  # what it would have done
     assert mark.exists()
 
 

@@ -63,12 +63,23 @@ def test_each_rank_has_its_share_and_no_more(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in load_file(tmp_path / "x" / "non-tp.safetensors")
 
 
+def test_fused_tensors_are_shared_part_by_part(tmp_path: Path) -> None:
+    """Each rank of GPT-2 has queries, keys and values of its own heads, and its matrices are stored (in, out)."""
+    model = build(TINY["gpt2"])
+    heads, width = model.config.n_head, model.config.n_embd
+    save_split(tmp_path / "x", model.state_dict().items(), cuts(model, heads), heads)
+    name, d = "transformer.h.1.attn.c_attn.weight", width // heads
+    whole = model.get_parameter(name)
+    for rank in range(heads):
+        own = [part * width + rank * d + c for part in range(3) for c in range(d)]
+        assert torch.equal(load_file(tmp_path / "x" / f"tp_{rank:02d}_00.safetensors")[name], whole[:, own])
+
+
 def test_heads_that_do_not_divide_stay_whole() -> None:
-    model = build(TINY["llama"])
-    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
-    assert groups < heads
-    how = cuts(model, heads)
-    assert not [n for n in how if ".self_attn.k_proj" in n or ".self_attn.q_proj" in n and groups % heads == 0]
+    """Six heads and two of keys and values for four ranks, although the rows of both would divide."""
+    how = cuts(build(TINY["llama"]), 4)
+    assert not [n for n in how if ".self_attn." in n]
+    assert "model.layers.1.mlp.up_proj.weight" in how
 
 
 def by_hand(model: Any, ranks: int, how: dict[str, Cut], folder: Path, ending: str, pieces: int = 1) -> dict[str, Any]:

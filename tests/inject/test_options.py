@@ -16,7 +16,7 @@ from torch import nn
 
 from hasten.errors import ConfigError
 from hasten.inject.keys import ELSEWHERE, KEYS, SECTIONS, Key, markdown
-from hasten.inject.options import Options
+from hasten.inject.options import INSIDE, Options
 from hasten.module_inject.replace_policy import HFGPT2LayerPolicy
 
 # Transcribed by hand from DeepSpeed 0.19's config classes (inference/config.py) and, below "removed", from the
@@ -211,10 +211,19 @@ def test_no_two_keys_of_a_section_share_a_spelling():
     assert len(set(spellings)) == len(spellings)
 
 
+BESIDE: dict[str, dict[str, Any]] = {"moe.ep_size": {"mp_size": 2}, "ep_size": {"mp_size": 2}}
+"""What has to be given beside a value of OTHER."""
+
+
+def field(key: Key) -> str:
+    """The field of Options that the key counts for."""
+    return INSIDE.get(key.moved or key.name, key.moved or key.name)
+
+
 def test_every_key_has_an_example_and_every_working_key_a_field():
     assert set(OTHER) == {key.name for key in LEAVES}
-    assert {key.name for key in LEAVES if key.disposition == "works"} <= FIELDS
-    assert {key.name for key in KEYS} >= FIELDS
+    assert {field(key) for key in LEAVES if key.disposition == "works"} <= FIELDS
+    assert {field(key) for key in KEYS} >= FIELDS
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
@@ -240,9 +249,9 @@ def test_none_means_not_given_for_every_key(key: Key):
 @pytest.mark.parametrize("key", [key for key in LEAVES if key.disposition == "works"], ids=lambda key: key.name)
 def test_keys_that_work_arrive_in_the_options_without_a_note(key: Key):
     normal = {"dtype": torch.bfloat16, "device": torch.device("cpu")}
-    options = Options.parse(nested(key.name, OTHER[key.name]))
-    assert getattr(options, key.name) == normal.get(key.name, OTHER[key.name])
-    assert getattr(options, key.name) != getattr(Options(), key.name)
+    options = Options.parse(nested(key.name, OTHER[key.name]), **BESIDE.get(key.name, {}))
+    assert getattr(options, field(key)) == normal.get(key.name, OTHER[key.name])
+    assert getattr(options, field(key)) != getattr(Options(), field(key))
     assert options.notes == ()
 
 
@@ -322,7 +331,7 @@ def test_unknown_dtypes_are_refused_with_the_known_names(dtype):
         ("replace_method", 3, "a string"),
         ("base_dir", 3, "a path"),
         ("zero", [], "an object (dict)"),
-        ("tensor_parallel", 2, "an object (dict)"),
+        ("tensor_parallel", "2", "an object (dict)"),
         ("quant", True, "an object (dict)"),
         ("moe", 2, "an object (dict)"),
         ("moe_type", "dense", "one of 'standard', 'residual'"),
@@ -354,10 +363,20 @@ def test_an_mpu_that_is_not_initialized_says_so():
     assert "get_model_parallel_world_size() failed: model parallel group is not initialized" in message
 
 
-def test_groups_of_one_rank_are_accepted_and_larger_ones_refused():
-    Options.parse(mpu=mpu(1), tp={"mpu": mpu(1), "tp_group": group(1)}, moe={"ep_group": group(1)})
-    assert "tensor parallelism arrives" in failure(mpu=mpu(2))
-    assert "expert parallelism arrives" in failure(ep_group=group(2))
+def test_groups_that_hold_the_model_agree_on_their_size():
+    one, two = mpu(1), mpu(2)
+    Options.parse(mpu=one, tp={"mpu": one, "tp_group": group(1)}, moe={"ep_group": group(1)})
+    assert Options.parse(mp_size=2, mpu=two, ep_size=2).mpu is two
+    assert "tensor_parallel.tp_size has 4" in failure(tp={"tp_size": 4, "tp_group": group(2)})
+    assert "mp_size has 1 (keyword argument) and mpu has 2 (keyword argument)" in failure(mp_size=1, mpu=two)
+    assert "must be 1 or the number of processes" in failure(ep_size=2)
+    assert "groups of their own for experts arrive" in failure(ep_group=group(2))
+
+
+def test_a_number_stands_for_a_sections_size():
+    assert Options.parse(tp=4).tp_size == Options.parse({"tensor_parallel": 4}, mp_size=4).tp_size == 4
+    assert "expected an integer of at least 1" in failure(tensor_parallel=0)
+    assert "expected an object" in failure(tensor_parallel=True)
 
 
 def test_numpy_integers_are_integers():
@@ -508,9 +527,9 @@ def test_no_arguments_give_the_defaults():
 
 
 def test_all_problems_are_reported_at_once():
-    message = failure({"dtyp": "fp16", "tp": {"tp_sise": 1}}, mp_size=2, max_tokens=0, dtype="fp7", moe=3)
+    message = failure({"dtyp": "fp16", "tp": {"tp_sise": 1}}, mp_size=0, max_tokens=0, dtype="fp7", moe=3)
     assert "6 problems" in message
-    for part in ("'dtyp' (config dict)", "'tensor_parallel.tp_sise'", "mp_size=2", "max_tokens=0", "'fp7'", "moe=3"):
+    for part in ("'dtyp' (config dict)", "'tensor_parallel.tp_sise'", "mp_size=0", "max_tokens=0", "'fp7'", "moe=3"):
         assert part in message
 
 

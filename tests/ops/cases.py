@@ -12,7 +12,7 @@ from hasten.ops.sample import Choice
 from hasten.spec import Rope
 from tests.ops.arguments import Maker, convert, matrix, norm_layer, random, strided, tensors
 from tests.ops.attention_cases import ATTENDS, PACKED, PAGES, WRITES
-from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, SETTLES, UPS
+from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, SETTLES, SETTLES_OVER, UPS
 from tests.ops.stack_cases import STACKS
 from tests.ops.step_cases import ADVANCES, EMBEDS
 
@@ -131,6 +131,7 @@ CASES: dict[str, dict[str, Maker]] = {
     "qkv": QKVS,
     "project": PROJECTS,
     "settle": SETTLES,
+    "settle_over": SETTLES_OVER,
     "up": UPS,
     "head": HEADS,
     "stack": STACKS,

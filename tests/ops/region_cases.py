@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hasten.ops import ACTS, GATED, Matrix, NormLayer, Slots, rope_table
+from hasten.ops import ACTS, GATED, Matrix, NormLayer, Slots, held, rope_table
 from hasten.spec import Head, Mlp, Moe, Norm, Rope
 from tests.ops.arguments import Maker, attention, matrix, norm_layer, random, strided
 
@@ -39,9 +41,9 @@ def experts_case(m: Moe, d: torch.dtype, tokens: int = 7, bias: bool = False, us
     used = m.experts if used is None else used  # only the first so many experts are chosen
     ranked = torch.rand(tokens, used).argsort(-1)
     shares = torch.rand(tokens, m.top_k).softmax(-1)
-    up = matrix(d, m.experts, (2 if m.expert.gated else 1) * m.expert.width, 9, bias=bias)
-    down = matrix(d, m.experts, 9, m.expert.width, bias=bias)
-    return random(tokens, 9, dtype=d), shares, ranked[:, : m.top_k], up, down, m
+    up = matrix(d, m.here, (2 if m.expert.gated else 1) * m.expert.width, 9, bias=bias)
+    down = matrix(d, m.here, 9, m.expert.width, bias=bias)
+    return random(tokens, 9, dtype=d), shares, held(ranked[:, : m.top_k], m), up, down, m
 
 
 EXPERTS: dict[str, Maker] = {
@@ -50,6 +52,9 @@ EXPERTS: dict[str, Maker] = {
     "clamped": partial(experts_case, moe(4, 2, "clamped_swiglu"), bias=True),
     "most unused": partial(experts_case, moe(16, 2), used=3),
     "one token": partial(experts_case, moe(8, 3), tokens=1),
+    "some elsewhere": partial(experts_case, moe(6, 3, held=(2, 3)), bias=True),
+    "some elsewhere, one token": partial(experts_case, moe(6, 4, "gelu", gated=False, held=(0, 2)), tokens=1),
+    "all elsewhere": partial(experts_case, moe(8, 2, held=(6, 2)), used=5, bias=True),
     "empty": partial(experts_case, moe(4, 2), tokens=0),
 }
 
@@ -151,6 +156,24 @@ SETTLES: dict[str, Maker] = {
     "strided": partial(settle_case, (3, 4, 33), outer="rms", gap=True),
     "empty": partial(settle_case, (0, 8), outer="layer"),
 }
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A group of two whose other rank has the same to say; it leaves arguments alone, which tests compare too."""
+
+    rank: int = 0
+    size: int = 2
+
+    def all_reduce(self, t: Tensor) -> Tensor:
+        return t * 2
+
+
+def settle_over_case(make: Maker, d: torch.dtype) -> tuple[Any, ...]:
+    return *make(d), Echo()
+
+
+SETTLES_OVER: dict[str, Maker] = {name: partial(settle_over_case, make) for name, make in SETTLES.items()}
 
 
 def up_case(

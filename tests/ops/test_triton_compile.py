@@ -26,8 +26,9 @@ REGISTERS |= {"embed_rows": 40, "advance_rows": 40, "survey_block": 64, "choose_
 REGISTERS |= {"weigh_digit": 112, "weigh_block": 112}
 REGISTERS |= {"route_token": 64, "expert_up": 64, "expert_down": 128, "group_pairs": 64, "multiply_group": 176}
 REGISTERS |= {"attend_token": 128, "gemv": 128, "gemv_qkv": 168}
-REGISTERS |= {"multiply_tile": 192, "settle_rows": 64, "turn_heads": 64}
+REGISTERS |= {"multiply_tile": 192, "settle_rows": 64, "turn_heads": 64, "push_sum": 64}
 FEW_NUMBERS = {"advance_rows", "choose_token", "weigh_digit"}  # they read a number a row, a block or a thread
+FEW_NUMBERS |= {"push_sum"}  # a word a thread, to be sent at once
 ONE_TOKEN_REGISTERS = 128  # four blocks of four warps on a processor while one token is attended for
 SHORT_REGISTERS = 192  # a program holds every key there is, and there are few programs
 

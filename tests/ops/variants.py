@@ -20,6 +20,7 @@ import hasten.ops.triton  # noqa: F401 - registers the launchers
 from hasten import ops
 from hasten.ops import TABLE, Choice, EmbedLayer, Matrix, NormLayer, Slots, is_invariant
 from hasten.ops.triton.compiled import Variant, compiling, counting
+from hasten.ops.triton.samples import Mailed
 from hasten.spec import Attention, Head, Mlp, Moe, Norm, Rope, Tokens
 
 ROWS = (*range(1, 35), 63, 64, 65, 66, 100, 127, 128, 129, 200, 255, 256, 257, 300, 384, 385, 500, 512, 513, 640, 777)
@@ -140,6 +141,10 @@ def vocabulary(m: Model, t: int) -> Call:
 
 def settle(m: Model, t: int) -> Call:
     return "settle", (*rows(2, t, m.width), None, m.layer(m.width), 1.0, None)
+
+
+def settle_over(m: Model, t: int) -> Call:
+    return "settle_over", (*rows(2, t, m.width), None, None, 1.0, None, Mailed())
 
 
 def curve(m: Model, t: int) -> Call:
@@ -272,6 +277,7 @@ def everything() -> Iterator[tuple[str, Make, list[tuple[int, ...]]]]:
         yield from ((f"{name} {what}", make, sizes) for what, make, sizes in calls)
     counts: list[tuple[int, ...]] = [(n,) for n in ROWS]
     yield "Llama rope", partial(rope, LLAMA), counts
+    yield "Llama settle_over", partial(settle_over, LLAMA), counts
     yield "Mixtral route", partial(route, MIXTRAL, 4096), [(n,) for n in ROWS if n <= 64]
     yield "Mixtral experts", partial(experts, MIXTRAL, 4096), counts
 

@@ -113,7 +113,7 @@ def _biases(b: Backbone, pixels: Tensor, tokens: int, interpolate: bool) -> Call
 
     def bias(i: int) -> Tensor | None:
         each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in _biased(b, i)]
-        return torch.stack(each).sum(0).float() if each else None
+        return b.transformer.place.own(torch.stack(each).sum(0).float(), 1) if each else None
 
     return bias
 

@@ -17,7 +17,7 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
     order = which.flatten().argsort(stable=True)  # the choices of expert 0, then those of expert 1, ...
     tokens, shares = order // which.shape[1], shares.flatten()[order].to(x.dtype).unsqueeze(-1)
     inner, outer, total, start = up.decode(), down.decode(), torch.zeros_like(x), 0
-    for e, count in enumerate(which.flatten().bincount(minlength=m.experts).tolist()):
+    for e, count in enumerate(which.flatten().bincount(minlength=m.here)[: m.here].tolist()):
         if not count:
             continue
         rows = slice(start, start := start + count)

@@ -153,10 +153,10 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
     if not tokens:
         return torch.empty_like(x)
     order = torch.empty(pairs, dtype=torch.int32, device=x.device)
-    ends = torch.empty(m.experts, dtype=torch.int32, device=x.device)
+    ends = torch.empty(m.here, dtype=torch.int32, device=x.device)
     block = min(max(power_of_2(pairs), 128), 2048)
     with on(x):
-        group_pairs[(m.experts,)](
+        group_pairs[(m.here,)](
             which.contiguous(),
             order,
             ends,
@@ -176,10 +176,11 @@ def _multiplied(
 ) -> Tensor:
     """(pairs, rows): each pair's row of x through its expert's matrix, activated, or times its share where given."""
     (w, bias, *strides), pairs, gated = stacked(m), len(order), shares is None and moe.expert.gated
-    out = x.new_empty(pairs, rows)
-    shape = group_launch(pairs, moe.experts, x.element_size(), gated)
+    # pairs of experts elsewhere stay as they are: nobody reads them on their way, and they add nothing
+    out = x.new_empty(pairs, rows) if shares is None or moe.held is None else x.new_zeros(pairs, rows)
+    shape = group_launch(pairs, moe.here, x.element_size(), gated)
     with on(x):
-        multiply_group[(most_tiles(pairs, moe.experts, shape.tile), cdiv(rows, shape.rows))](
+        multiply_group[(most_tiles(pairs, moe.here, shape.tile), cdiv(rows, shape.rows))](
             x,
             order,
             ends,
@@ -187,7 +188,7 @@ def _multiplied(
             bias,
             shares,
             out,
-            moe.experts,
+            moe.here,
             rows,
             x.shape[1],
             x.stride(0),
@@ -198,7 +199,7 @@ def _multiplied(
             TILE=shape.tile,
             ROWS=shape.rows,
             BLOCK=shape.block,
-            EXPERTS=power_of_2(moe.experts),
+            EXPERTS=power_of_2(moe.here),
             DOT=_operands(x.dtype),
             num_warps=shape.warps,
             num_stages=shape.stages,

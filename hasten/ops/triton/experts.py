@@ -54,6 +54,7 @@ def expert_up(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     go(PDL)
@@ -67,6 +68,8 @@ def expert_up(
         both, present = n, inside
     wait(PDL)
     expert = tl.load(which + pair)
+    if HELD:  # nothing is read of an expert that is elsewhere
+        present = present & (expert < HELD)
     y = row_product(weight + expert * w_expert, x + pair // TOP_K * x_row, both, present, w_row, COLUMNS, BLOCK)
     if bias is not None:
         y += tl.load(bias + expert * bias_expert + both, mask=present, other=0.0).to(tl.float32)
@@ -95,6 +98,7 @@ def expert_down(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     go(PDL)
@@ -108,10 +112,11 @@ def expert_down(
     total = tl.zeros((ROWS,), tl.float32)
     for j in tl.static_range(TOP_K):
         expert = tl.sum(tl.where(i == j, chosen, 0), 0)
+        present = inside & (expert < HELD) if HELD else inside
         h = x + (token * TOP_K + j) * COLUMNS
-        y = row_product(weight + expert * w_expert, h, n, inside, w_row, COLUMNS, BLOCK)
+        y = row_product(weight + expert * w_expert, h, n, present, w_row, COLUMNS, BLOCK)
         if bias is not None:
-            y += tl.load(bias + expert * bias_expert + n, mask=inside, other=0.0).to(tl.float32)
+            y += tl.load(bias + expert * bias_expert + n, mask=present, other=0.0).to(tl.float32)
         total += y * tl.sum(tl.where(i == j, share, 0.0), 0)
     tl.store(out + token * rows + n, total.to(out.dtype.element_ty), mask=inside)
 
@@ -154,6 +159,7 @@ def _accepts(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix,
 @experts.register("triton", devices="cuda", accepts=_accepts)
 def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe) -> Tensor:
     (tokens, width), inner, x = x.shape, m.expert.width, dense(x)
+    held = 0 if m.held is None else m.here  # how many of the experts, where not all are
     h, out = x.new_empty(which.numel(), inner), x.new_empty(tokens, width)
     if not tokens:
         return out
@@ -176,6 +182,7 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
             COLUMNS=width,
             ROWS=shape.rows,
             BLOCK=shape.block,
+            HELD=held,
             num_warps=shape.warps,
             **dependent(x.device),
         )
@@ -195,6 +202,7 @@ def _(x: Tensor, shares: Tensor, which: Tensor, up: Matrix, down: Matrix, m: Moe
             COLUMNS=inner,
             ROWS=shape.rows,
             BLOCK=shape.block,
+            HELD=held,
             num_warps=shape.warps,
             **dependent(x.device),
         )

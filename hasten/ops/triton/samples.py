@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.ops import TABLE, Choice, EmbedLayer, Matrix, NormLayer, Slots
+from hasten.parallel.symmetric import Symmetric, mailbox
 from hasten.spec import Attention, Head, Mlp, Moe, Norm, Rope, Tokens
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -119,6 +120,18 @@ def _project(rows: int, height: int, columns: int, d: torch.dtype) -> tuple[Any,
 def _settle(width: int, inner: Norm | None, outer: Norm | None, d: torch.dtype) -> tuple[Any, ...]:
     norms = (None if n is None else _norm((4, width), n, d)[1] for n in (inner, outer))
     return *torch.empty(2, 4, width, dtype=d), *norms, 0.5, torch.empty(width, dtype=d)
+
+
+class Mailed(Symmetric):
+    """Eight ranks whose memory nobody reads."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 3, 8
+        self.mailbox = mailbox(self.rank, [0] * self.size, torch.empty(1, dtype=torch.int64))
+
+
+def _settle_over(rows: int, width: int, d: torch.dtype) -> tuple[Any, ...]:
+    return *torch.empty(2, rows, width, dtype=d), None, None, 1.0, None, Mailed()
 
 
 def _qkv(heads: tuple[int, int, int], r: Rope | None, own: Norm | None, d: torch.dtype) -> tuple[Any, ...]:
@@ -259,6 +272,8 @@ SAMPLES = (
     Sample("settle", "both norms, 4096", BF16, partial(_settle, 4096, RMS, RMS)),
     Sample("settle", "both norms, 16384", F32, partial(_settle, 16384, LAYER, LAYER)),
     Sample("settle", "outer norm, 768", F16, partial(_settle, 768, None, LAYER)),
+    Sample("settle_over", "1 x 4096, 8 ranks", BF16, partial(_settle_over, 1, 4096)),
+    Sample("settle_over", "16 x 4096, 8 ranks", F32, partial(_settle_over, 16, 4096)),
     Sample("qkv", "32 on 8 x 128, halves", BF16, partial(_qkv, LLAMA, Rope(128, 1e4, "halves"), None)),
     Sample("qkv", "32 on 8 x 128, halves, norms of heads", BF16, partial(_qkv, LLAMA, Rope(128, 1e4, "halves"), RMS)),
     Sample("qkv", "32 on 32 x 80, halves, 32 of 80", F16, partial(_qkv, PHI, Rope(32, 1e4, "halves"), None)),
