@@ -136,6 +136,7 @@ def _start(path: Path) -> Opened:
 
 def _later(what: str) -> str:
     return (
-        f"checkpoint={what}, is not supported by this version, which reads Hugging Face's files: convert it, or load "
-        "the weights into the model (load_state_dict) before init_inference"
+        f"checkpoint={what}, is not supported by this version, which reads {EXPECTED}, and checkpoints of DeepSpeed, "
+        "Megatron and torch.distributed: convert it, or load the weights into the model (load_state_dict) before "
+        "init_inference"
     )

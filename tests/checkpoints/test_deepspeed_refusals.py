@@ -138,6 +138,16 @@ def test_a_tag_that_is_not_there(tag: str, tmp_path: Path) -> None:
     refused(tmp_path, f"{tmp_path / 'latest'} says")
 
 
+def test_the_only_tag_needs_no_name_and_several_do(tmp_path: Path) -> None:
+    inside = write(tmp_path, [masters()], 1, 2)
+    (tmp_path / "latest").unlink()
+    assert open_checkpoint(tmp_path).entries.keys() == masters().keys()
+    inside.rename(tmp_path / "global_step3")
+    write(tmp_path, [masters()], 0)
+    (tmp_path / "latest").unlink()
+    refused(tmp_path, "no file latest", "2 tags", "global_step3", inside.name)
+
+
 def test_parameters_that_are_nowhere(tmp_path: Path) -> None:
     inside = write(tmp_path, [masters()], 3, 2)
     for f in inside.glob("*model_states*"):

@@ -11,6 +11,7 @@ from hasten.checkpoints.files import few
 from hasten.errors import WeightError
 
 TRACKERS = ("latest", "latest_universal")
+TAGS = "global_step*"
 PARTS = "zero"
 """The folder of a universal checkpoint that has one folder for each parameter."""
 
@@ -19,7 +20,7 @@ SHARED_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
 OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_?optim_states\.pt")
 LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 EXPERT = re.compile(r"(?:layer_(\d+)_)?expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
-WEIGHTS = (MODEL, SHARED_MODEL, LAYER)
+WEIGHTS = (MODEL, SHARED_MODEL, LAYER, OPTIMIZER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,15 @@ class Places:
 
 
 def tagged(folder: Path) -> Path | None:
-    """The folder of the tag that `latest` names, or the folder itself where it is one; None where it is neither.
+    """The folder of the tag that `latest` names, the only tag's, or the folder itself where it is one; else None.
 
-    Raises WeightError where `latest` names no folder beside it.
+    Raises WeightError where `latest` names no folder beside it, and where nothing names one of several tags.
     """
-    if any(_is_weights(f.name) for f in folder.iterdir()) or _universal(folder):
+    if _is_tag(folder):
         return folder
     tracker = next((folder / n for n in TRACKERS if (folder / n).is_file()), None)
     if tracker is None:
-        return None
+        return _only(folder)
     tag = tracker.read_text(encoding="utf-8", errors="replace").strip()
     inside = folder / tag
     if tag in ("", ".", "..") or Path(tag).name != tag:
@@ -60,6 +61,15 @@ def tagged(folder: Path) -> Path | None:
             f"{tracker} says {tag}, but {inside} does not exist; {folder} holds {few(held) or 'no folder'}"
         )
     return inside
+
+
+def _only(folder: Path) -> Path | None:
+    tags = sorted(f for f in folder.glob(TAGS) if f.is_dir() and _is_tag(f))
+    if len(tags) > 1:
+        raise WeightError(
+            f"{folder} has no file latest, and {len(tags)} tags: give one of {few([t.name for t in tags])}"
+        )
+    return tags[0] if tags else None
 
 
 def list_files(folder: Path) -> Places:
@@ -102,12 +112,10 @@ def universal(folder: Path) -> Mapping[str, Path]:
     return {f.parent.relative_to(parts).as_posix(): f for f in sorted(parts.rglob("fp32.pt"))}
 
 
-def _universal(folder: Path) -> bool:
-    return (folder / PARTS).is_dir() and any((folder / PARTS).glob("*/fp32.pt"))
-
-
-def _is_weights(name: str) -> bool:
-    return any(pattern.fullmatch(name) for pattern in (*WEIGHTS, OPTIMIZER))
+def _is_tag(folder: Path) -> bool:
+    """Whether weights lie in the folder itself."""
+    named = any(pattern.fullmatch(f.name) for f in folder.iterdir() for pattern in WEIGHTS)
+    return named or any((folder / PARTS).glob("*/fp32.pt"))
 
 
 def _ordered(files: dict) -> Mapping:  # pyright: ignore[reportMissingTypeArgument]
