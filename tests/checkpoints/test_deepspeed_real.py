@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hasten
+from tests.parallel.ranks import free_port
 
 TRAIN = Path(__file__).with_name("deepspeed_train.py")
 
@@ -36,11 +36,13 @@ CASES: list[tuple[int, str, int, dict[str, Any]]] = [
 
 
 def train(folder: Path, stage: int, dtype: str, ranks: int, more: dict[str, Any]) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
     command = [sys.executable, "-W", "ignore", str(TRAIN), str(folder), str(stage), dtype, json.dumps(more)]
-    alike = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    alike = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": "1",
+    }
     started = [
         subprocess.Popen(
             command,
