@@ -12,7 +12,7 @@ from hasten.runtime.decoder import obstacle
 from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, transformer
 from tests.runtime.test_generator import generator, prompts
-from tests.runtime.test_steps import KINDS, Never, said
+from tests.runtime.test_steps import KINDS, Never, near, said
 from tests.tiny import TINY, build
 
 pytestmark = pytest.mark.gpu
@@ -27,13 +27,6 @@ def on_gpu(name: str = "llama") -> Transformer:
 def pair(t: Transformer, **arguments: Any) -> tuple[Generator, Generator]:
     """One that launches every op by itself, and one that records."""
     return generator(t, recorder=Never(), **arguments), generator(t, **arguments)
-
-
-def near(got: list[tuple[Any, ...]], want: list[tuple[Any, ...]]) -> None:
-    """The same completions, with logarithms that are: a recorded pass is padded, so that other kernels may serve it."""
-    assert [x[:-1] for x in got] == [x[:-1] for x in want]
-    for (*_, some), (*_, others) in zip(got, want, strict=True):
-        assert list(some or ()) == [pytest.approx(x, abs=1e-5) for x in others or ()]
 
 
 def recorded(g: Generator) -> str:
