@@ -35,6 +35,21 @@ def checked(checks: Iterable[Check]) -> Iterator[None]:
         _settle(begun)
 
 
+@contextmanager
+def also(check: Check) -> Iterator[None]:
+    """One check more, in front of the others, of what happens inside; it is over when that ends."""
+    begun = _open.get(None)
+    token = None if begun is not None else _open.set(begun := [])
+    begun.insert(0, check)
+    try:
+        yield
+    finally:
+        if check in begun:
+            begun.remove(check)
+        if token is not None:
+            _open.reset(token)
+
+
 def settle() -> None:
     """Wait for what the current call's checks say: the first that fails raises."""
     _settle(_open.get([]))

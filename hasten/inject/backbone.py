@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.families.family import Seam
-from hasten.inject.ahead import settle
+from hasten.inject.ahead import also, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
 from hasten.inject.hf_cache import spelled
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from hasten.inject.certificate import Watch
 
 Arguments = dict[str, Any]
+
+
+class Observed(Exception):
+    """The module's own forward has to serve this call, for the reason given."""
 
 
 class Backbone:
@@ -52,6 +56,7 @@ class Backbone:
         self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
+        self._seen = False  # whether the last call was observed: then the next one looks before it begins
         self._handles: list[Any] = []
 
     @property
@@ -115,10 +120,31 @@ class Backbone:
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
             return self.detour(why, args, kwargs)
-        if not self.call.ahead:
-            settle()
-        self.calls += 1
-        return self.call.run(self, arguments)
+        try:
+            with also(self._look):
+                if self._seen or not self.call.ahead:
+                    settle()
+                answer = self.call.run(self, arguments)
+        except Observed as seen:
+            self._seen = True
+            return self.detour(str(seen), args, kwargs)
+        self.calls, self._seen = self.calls + 1, False
+        return answer
+
+    def _look(self) -> None:
+        """Raise Observed if somebody looks into the module. To look at hundreds of modules whose memory no cache holds
+        takes longer than all else that a replay needs of the host, and so it is done while the device works."""
+        why = self.observed()
+        if why is not None:
+            raise Observed(why)
+
+    def observed(self) -> str | None:
+        """Why a call's inner modules have to run themselves, or None."""
+        if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
+            return "forward hooks on submodules"
+        if self._own.any("forward"):  # so transformers 4 records the states of some models
+            return "replaced forwards of submodules"
+        return None
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """A call's arguments by name, those that the signature gathers included."""
@@ -132,8 +158,6 @@ class Backbone:
             return "the module is in training mode"
         if arguments.get("output_attentions", None) or getattr(self.config, "output_attentions", False):
             return "output_attentions"
-        if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
-            return "forward hooks on submodules"
         tracked = torch.is_grad_enabled()
         for name, value in arguments.items():
             if name not in known and not (value is None or value is False):
@@ -144,8 +168,6 @@ class Backbone:
             return "output_hidden_states chooses layers"
         if self.division is not None and any(_by_head(v) for n, v in arguments.items() if n.endswith("mask")):
             return "a mask for each head"
-        if self._own.any("forward"):  # so transformers 4 records the states of some models
-            return "replaced forwards of submodules"
         return None
 
     def detour(self, why: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
