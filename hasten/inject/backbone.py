@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hasten.families.family import Seam
-from hasten.inject.ahead import also, settle
+from hasten.inject.ahead import also, pending, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
+from hasten.inject.early import Guess
 from hasten.inject.hf_cache import spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
@@ -117,6 +118,12 @@ class Backbone:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers: ours where it can, else the model's own."""
         arguments = self.arguments(args, kwargs)
+        if self.graphs is None or self._seen or not self.call.ahead:
+            return self._answer(arguments, args, kwargs)
+        with Guess(self.graphs, arguments, pending()):
+            return self._answer(arguments, args, kwargs)
+
+    def _answer(self, arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
             return self.detour(why, args, kwargs)

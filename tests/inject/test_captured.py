@@ -308,7 +308,7 @@ def test_a_pooler_of_other_memory_is_another_kind_of_call(monkeypatch: pytest.Mo
             weight = model.base_model.pooler.dense.weight
             weight.data = weight.data * 2
         agree(ours.base_model(ids), theirs.base_model(ids))
-        assert recorder.replays == 1
+        assert recorder.replays == 2, "one was begun for nothing"
 
 
 def test_a_poolers_module_that_is_swapped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,9 +345,9 @@ def test_who_looks_on_after_a_recording_is_served(watch: str, monkeypatch: pytes
             seen.clear()
             for _ in range(3):
                 agree(model.base_model(ids), theirs.base_model(ids))
-            assert seen == [1] * 3
-        begun = 0 if watch == "pooler's hook" else 1  # the look at the others is taken while the device works
-        assert recorder.replays == before + begun
+            # the look is taken while the device works; what stands in for that calls the pooler's hook too
+            assert len(seen) == 3 + (watch == "pooler's hook" and model is ours)
+        assert recorder.replays == before + 1
 
 
 def test_who_has_stopped_looking_on_is_replayed_again(monkeypatch: pytest.MonkeyPatch) -> None:

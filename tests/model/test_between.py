@@ -13,7 +13,7 @@ from hasten import ops
 from hasten.model.stack import stack
 from hasten.ops import invariant, use
 from hasten.ops.table import Implementation
-from hasten.spec import Moe
+from hasten.spec import Mlp, Moe
 from tests.ops.arguments import random
 from tests.ops.stack_cases import LAYER_NORM, context, layers, stack_case
 
@@ -48,7 +48,7 @@ def test_each_order_uses_the_norms_that_follow_a_sum(order: Any, monkeypatch: py
 
 @pytest.mark.parametrize("order", ["pre", "parallel"])
 def test_experts_take_their_norms_themselves(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = replace(LAYER_NORM, order=order, mlp=Moe(3, 2, LAYER_NORM.mlp, True)), LAYER_NORM
+    blocks = replace(LAYER_NORM, order=order, mlp=Moe(3, 2, Mlp(45, "gelu", False, True), True)), LAYER_NORM
     x, s = random(3, 32, dtype=torch.float64), layers(32, blocks, torch.float64)
     ctx = context(blocks, (4, 1, 2), (1, 1, 1), 4, torch.float64)
     with use("reference"):
