@@ -142,7 +142,7 @@ class Graphs:
     def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane, checked: bool) -> Recording | str:
         """A recording, or why there is none: only the attempt shows whether a model's own code waits for the device."""
         with torch.inference_mode(False):
-            mine = tuple(None if t is None else torch.empty_like(t).copy_(t) for t in inputs)
+            mine = tuple(None if t is None else torch.empty_like(t).copy_(t.detach()) for t in inputs)
             extremes = Extremes(mine[0], recorded=True) if checked and mine[0] is not None else None
         work = compute if extremes is None else extremes.beside(compute)
         try:
