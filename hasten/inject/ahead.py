@@ -8,8 +8,7 @@ or calls `begin` in front of the replay; either way `settle` behind it waits for
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
@@ -40,21 +39,6 @@ class checked:
     def __exit__(self, *error: object) -> None:
         _open.reset(self._token)
         _settle(self._begun)
-
-
-@contextmanager
-def also(check: Check) -> Iterator[None]:
-    """One check more, in front of the others, of what happens inside; it is over when that ends."""
-    begun = _open.get(None)
-    token = None if begun is not None else _open.set(begun := [])
-    begun.insert(0, check)
-    try:
-        yield
-    finally:
-        if check in begun:
-            begun.remove(check)
-        if token is not None:
-            _open.reset(token)
 
 
 def settle() -> None:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hasten.families.family import Seam
-from hasten.inject.ahead import also, pending, settle
+from hasten.inject.ahead import pending, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
-from hasten.inject.early import Guess
+from hasten.inject.early import Guess, let_go
 from hasten.inject.hf_cache import spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from hasten.inject.certificate import Watch
 
 Arguments = dict[str, Any]
-
-
-class Observed(Exception):
-    """The module's own forward has to serve this call, for the reason given."""
 
 
 class Backbone:
@@ -57,7 +53,6 @@ class Backbone:
         self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
-        self._seen = False  # whether the last call was observed: then the next one looks before it begins
         self._handles: list[Any] = []
 
     @property
@@ -118,7 +113,7 @@ class Backbone:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers: ours where it can, else the model's own."""
         arguments = self.arguments(args, kwargs)
-        if self.graphs is None or self._seen or not self.call.ahead:
+        if self.graphs is None or not self.call.ahead:
             return self._answer(arguments, args, kwargs)
         with Guess(self.graphs, arguments, pending()):
             return self._answer(arguments, args, kwargs)
@@ -126,32 +121,12 @@ class Backbone:
     def _answer(self, arguments: Arguments, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
+            let_go()
             return self.detour(why, args, kwargs)
-        try:
-            with also(self._look):
-                if self._seen or not self.call.ahead:
-                    settle()
-                answer = self.call.run(self, arguments)
-        except Observed as seen:
-            self._seen = True
-            return self.detour(str(seen), args, kwargs)
-        self.calls, self._seen = self.calls + 1, False
-        return answer
-
-    def _look(self) -> None:
-        """Raise Observed if somebody looks into the module. To look at hundreds of modules whose memory no cache holds
-        takes longer than all else that a replay needs of the host, and so it is done while the device works."""
-        why = self.observed()
-        if why is not None:
-            raise Observed(why)
-
-    def observed(self) -> str | None:
-        """Why a call's inner modules have to run themselves, or None."""
-        if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
-            return "forward hooks on submodules"
-        if self._own.any("forward"):  # so transformers 4 records the states of some models
-            return "replaced forwards of submodules"
-        return None
+        if not self.call.ahead:
+            settle()
+        self.calls += 1
+        return self.call.run(self, arguments)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """A call's arguments by name, those that the signature gathers included."""
@@ -165,6 +140,8 @@ class Backbone:
             return "the module is in training mode"
         if arguments.get("output_attentions", None) or getattr(self.config, "output_attentions", False):
             return "output_attentions"
+        if any(self._hooks) and any(foreign(f) for h in self._hooks for f in h.values()):
+            return "forward hooks on submodules"
         tracked = torch.is_grad_enabled()
         for name, value in arguments.items():
             if name not in known and not (value is None or value is False):
@@ -175,6 +152,8 @@ class Backbone:
             return "output_hidden_states chooses layers"
         if self.division is not None and any(_by_head(v) for n, v in arguments.items() if n.endswith("mask")):
             return "a mask for each head"
+        if self._own.any("forward"):  # so transformers 4 records the states of some models
+            return "replaced forwards of submodules"
         return None
 
     def detour(self, why: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -91,7 +91,7 @@ class LiveGenerate:
     def _check_model(self) -> None:
         """Declined unless every call of the model would be the fused backbone's and the head's, and nobody looked."""
         b, kind = self.native.backbone, type(self.model)
-        why = b.unfit({}, frozenset()) or b.observed()
+        why = b.unfit({}, frozenset())
         if why is not None or b.watch is not None:
             raise Declined(why or "the certificate watches")
         for name in OWN:

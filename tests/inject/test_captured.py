@@ -345,7 +345,7 @@ def test_who_looks_on_after_a_recording_is_served(watch: str, monkeypatch: pytes
             seen.clear()
             for _ in range(3):
                 agree(model.base_model(ids), theirs.base_model(ids))
-            # the look is taken while the device works; what stands in for that calls the pooler's hook too
+            # what stands in for a device calls the pooler's hook too, in the replay that was begun
             assert len(seen) == 3 + (watch == "pooler's hook" and model is ours)
         assert recorder.replays == before + 1
 
