@@ -117,7 +117,7 @@ class Graphs:
                 if not isinstance(found, Recording):
                     with own.workspace:
                         return compute(*inputs)
-                guess = current()
+                guess = current(self)
                 if guess is None or not guess.right(key, inputs):
                     found.begin(inputs)
                     if guess is not None and (first is not None or not guess.checked):  # else the device is asked first

@@ -13,6 +13,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Guess:
     def __enter__(self) -> Guess:
         self._token = _guess.set(self)
         note = self.graphs.notes.get(self.looks)
-        if note is not None:
+        if note is not None and not torch.is_grad_enabled():  # a copy of what wants a gradient would be a part of it
             inputs = tuple(None if n is None else self.arguments[n] for n in note.sources)
             if self.graphs.stream(inputs) == note.stream:
                 note.lane.lock.acquire()
@@ -82,7 +83,7 @@ class Guess:
         """Note a replay whose inputs are arguments as they were given, each of them one and no other."""
         given = {n: v for n, v in self.arguments.items() if isinstance(v, Tensor)}
         found = [[n for n, v in given.items() if not _differ(v, t)] for t in inputs if t is not None]
-        if any(len(names) != 1 for names in found) or any(t is not None and t.requires_grad for t in inputs):
+        if any(len(names) != 1 for names in found) or any(t is not None and not t.is_contiguous() for t in inputs):
             return
         names = iter(found)
         sources = tuple(None if t is None else next(names)[0] for t in inputs)
@@ -92,21 +93,22 @@ class Guess:
         notes[self.looks] = Note(sources, key, recording, lane, self.graphs.stream(inputs), kept)
 
 
-def current() -> Guess | None:
-    """The guess around the current call."""
-    return _guess.get()
-
-
-def let_go() -> None:
-    """The current call is no replay, and nobody should wait for it."""
+def current(graphs: Graphs) -> Guess | None:
+    """The guess around the current call of the model whose recordings these are."""
     guess = _guess.get()
+    return guess if guess is not None and guess.graphs is graphs else None
+
+
+def let_go(graphs: Graphs | None) -> None:
+    """The current call is no replay, and nobody should wait for it."""
+    guess = None if graphs is None else current(graphs)
     if guess is not None:
         guess.wrong()
 
 
 def _look(value: object) -> Hashable:
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device, value.stride(), value.requires_grad
+        return value.shape, value.dtype, value.get_device(), value.is_contiguous()
     return value if value is None or isinstance(value, bool) else value.__class__
 
 
@@ -114,4 +116,4 @@ def _differ(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two tensors are not the same numbers in the same memory."""
     if a is None or b is None:
         return a is not b
-    return a is not b and (a.data_ptr() != b.data_ptr() or _look(a) != _look(b))
+    return a is not b and (a.data_ptr() != b.data_ptr() or a.stride() != b.stride() or _look(a) != _look(b))

@@ -77,9 +77,10 @@ class InferenceEngine(nn.Module):
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
         self._check_live()
         given = {"input_ids": args[0], **kwargs} if args else kwargs
-        checks, model = begin_checks(given, self.backbones), self._modules["module"]  # not by __getattr__, for the time
+        model = self._modules["module"]  # not by __getattr__, for the time
         assert model is not None
-        with self._timed(), checked(checks):
+        early = next((b.guess(args, kwargs, True) for b in self.backbones if b.module is model), nullcontext())
+        with self._timed(), early, checked(begin_checks(given, self.backbones)):
             return model(*args, **kwargs)
 
     def generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hasten.inject import captured
+import hasten
+from hasten.errors import RequestError
+from hasten.inject import captured, engine
 from hasten.inject.backbone import Backbone
 from hasten.inject.captured import Graphs
 from hasten.inject.early import Guess
 from tests.inject.test_captured import Recorder, agree, recording
 from tests.inject.test_captured import double as twice
+from tests.tiny import TINY, build
 
 
 def begun_at(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -106,11 +110,11 @@ def test_an_answer_is_that_of_the_inputs_and_not_of_the_arguments(monkeypatch: p
     graphs = Graphs(recorder := Recorder())
     for _ in range(3):
         x = torch.randn(3)
-        with Guess(graphs, {"x": x}, False):
+        with torch.no_grad(), Guess(graphs, {"x": x}, False):
             graphs(twice, (x, None))
     assert recorder.replays == 2 and graphs.notes
     y = torch.randn(3)
-    with Guess(graphs, {"x": x}, False):
+    with torch.no_grad(), Guess(graphs, {"x": x}, False):
         (answer, _) = graphs(twice, (y, None))
     assert answer is not None and answer.equal(y * 2)
     assert recorder.replays == 4
@@ -142,7 +146,6 @@ def test_gradients_are_not_guessed_away(monkeypatch: pytest.MonkeyPatch) -> None
         x = torch.randn(2, 7, ours.config.hidden_size, requires_grad=True)
         for _ in range(3):
             ours.base_model(inputs_embeds=x)
-        assert not ours.base_model._hasten.graphs.notes
         with torch.enable_grad():
             ours.base_model(inputs_embeds=x).last_hidden_state.sum().backward()
         assert x.grad is not None and not any(t.requires_grad for t in recorder.recorded[0][1] if t is not None)
@@ -161,3 +164,22 @@ def test_nobody_is_locked_out_behind_a_guess_that_ends_in_an_error(monkeypatch: 
             other.start()
             other.join(10)
         agree(answers[0], theirs.base_model(x))
+
+
+@pytest.mark.parametrize("name", ["bert-pooled", "vit"])
+def test_an_engine_begins_before_it_makes_its_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "lane_of", lambda inputs: 0)
+    theirs = build(TINY[name])
+    e = hasten.init_inference(copy.deepcopy(theirs).base_model)
+    e.backbones[0].graphs, seen = Graphs(recorder := Recorder()), []
+    begin = engine.begin_checks
+    monkeypatch.setattr(engine, "begin_checks", lambda *a: seen.append(recorder.replays) or begin(*a))
+    with torch.no_grad():
+        for _ in range(4):
+            c = theirs.config
+            x = torch.randn(2, c.num_channels, c.image_size, c.image_size) if name == "vit" else ids()
+            agree(e(x), theirs.base_model(x))
+        assert (seen, recorder.replays) == ([0, 0, 2, 3], 3)
+        if name != "vit":
+            with pytest.raises(RequestError, match="vocabulary"):
+                e(torch.full((2, 7), -1))
