@@ -46,6 +46,14 @@ class Guess:
 
     def __enter__(self) -> Guess:
         self._token = _guess.set(self)
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
         note = self.graphs.notes.get(self.looks)
         if note is not None and not torch.is_grad_enabled():  # a copy of what wants a gradient would be a part of it
             inputs = tuple(None if n is None else self.arguments[n] for n in note.sources)
@@ -53,7 +61,6 @@ class Guess:
                 note.lane.lock.acquire()
                 self._begun = note, inputs
                 note.recording.begin(inputs)
-        return self
 
     def __exit__(self, *error: object) -> None:
         assert self._token is not None

@@ -183,3 +183,18 @@ def test_an_engine_begins_before_it_makes_its_checks(name: str, monkeypatch: pyt
         if name != "vit":
             with pytest.raises(RequestError, match="vocabulary"):
                 e(torch.full((2, 7), -1))
+
+
+def test_nobody_is_locked_out_behind_a_replay_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording("bert-pooled", monkeypatch) as (theirs, ours, _):
+        for _ in range(3):
+            ours.base_model(ids())
+        with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
+            m.setattr(captured.Recording, "begin", lambda *a: 1 / 0)
+            ours.base_model(ids())
+        (lane,) = ours.base_model._hasten.graphs._lanes.values()
+        free: list[bool] = []
+        other = threading.Thread(target=lambda: free.append(lane.lock.acquire(blocking=False)))
+        other.start()
+        other.join(10)
+        assert free == [True]
