@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,9 +76,12 @@ class InferenceEngine(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
         self._check_live()
-        first = {"input_ids": args[0]} if args else {}
-        with self._timed(), checked(begin_checks({**first, **kwargs}, self.backbones)):
-            return self.module(*args, **kwargs)
+        given = {"input_ids": args[0], **kwargs} if args else kwargs
+        model = self._modules["module"]  # not by __getattr__, for the time
+        assert model is not None
+        early = next((b.guess(args, kwargs, True) for b in self.backbones if b.module is model), nullcontext())
+        with self._timed(), early, checked(begin_checks(given, self.backbones)):
+            return model(*args, **kwargs)
 
     def generate(
         self, inputs: Any = None, sampling: Sampling | Sequence[Sampling] | None = None, *args: Any, **kwargs: Any
@@ -243,14 +246,14 @@ class InferenceEngine(nn.Module):
         for m in self._trained:
             m.training = True
 
+    def _timed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._times is None else self._measured(self._times)
+
     @contextmanager
-    def _timed(self) -> Iterator[None]:
-        if self._times is None:
-            yield
-            return
+    def _measured(self, times: list[float]) -> Iterator[None]:
         wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
         wait()
         start = time.perf_counter()
         yield
         wait()
-        self._times.append((time.perf_counter() - start) * 1e3)
+        times.append((time.perf_counter() - start) * 1e3)
