@@ -45,7 +45,7 @@ WHOLE |= {"embedding_rowwise", "embedding_colwise"}
 
 
 def declared(model: nn.Module, size: int) -> Draft | None:
-    """What transformers declares of a model; None where it declares nothing that can be divided."""
+    """What transformers declares of a model; None where it divides nothing but what is put together at once."""
     plan = _declared(model)
     draft = Draft(model, "transformers' tp_plan", size)
     refused: dict[str, list[str]] = {}
@@ -57,7 +57,9 @@ def declared(model: nn.Module, size: int) -> Draft | None:
                 refused.setdefault(style, []).append(name)
     draft.problems += [f"style {style!r} of {names[0]} is not known" for style, names in refused.items()]
     made = draft.plan()
-    return draft if made.cuts or draft.problems else None
+    gathered = {s.path for s in made.seams if s.kind == "gather"}
+    inside = any(c.name.rpartition(".")[0] not in gathered for c in made.cuts)
+    return draft if inside or draft.problems else None
 
 
 def _declared(model: nn.Module) -> Mapping[str, str]:
