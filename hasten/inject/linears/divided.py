@@ -93,7 +93,8 @@ class Meeting:
             case "gather":
                 met = self.group.all_gather(self.theirs(*args, **kwargs).contiguous())
             case "sum":
-                met = self.group.all_reduce(self.theirs(*args, **kwargs).contiguous())
+                own = self.theirs(*args, **kwargs)  # it may be memory of somebody else's
+                met = self.group.all_reduce(own.clone(memory_format=torch.contiguous_format))
             case "rows" | "rows of whole":
                 met = self._summed(*args, **kwargs)
         if self.look is not None:

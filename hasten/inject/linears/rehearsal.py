@@ -21,6 +21,8 @@ from hasten.inject.linears.probes import Probe
 
 ROUNDINGS = 4  # of a dtype, that the order of additions may cost between two seams
 LEAST = 1e-4  # of the largest value: what it may cost in float32
+PRODUCTS = {"highest": torch.finfo(torch.float32).eps, "high": 2.0**-10, "medium": 2.0**-7}
+"""A rounding in float32 products, as torch.set_float32_matmul_precision has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,11 @@ def tensors(output: Any) -> list[Tensor]:
             return []
 
 
-def apart(got: Tensor, want: Tensor) -> str | None:
-    """In what a tensor differs from what it should be by more than roundings; None where it does not."""
+def apart(got: Tensor, want: Tensor, noise: float = 0.0) -> str | None:
+    """In what a tensor differs from what it should be by more than roundings and noise; None where it does not."""
     if got.shape != want.shape:
         return f"it has shape {tuple(got.shape)}, not {tuple(want.shape)}"
-    lost, allowed = difference(got, want), tolerance(want)
+    lost, allowed = difference(got, want), tolerance(want) + noise
     return None if lost <= allowed else f"it differs by {lost:.2g} of its largest value, where {allowed:.2g} is allowed"
 
 
@@ -99,7 +101,11 @@ def difference(got: Tensor, want: Tensor) -> float:
 
 
 def tolerance(t: Tensor) -> float:
-    return max(LEAST, ROUNDINGS * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
+    """What may be lost of a tensor, in units of its largest value."""
+    if not t.is_floating_point():
+        return 0.0
+    eps = PRODUCTS[torch.get_float32_matmul_precision()] if t.dtype == torch.float32 else torch.finfo(t.dtype).eps
+    return max(LEAST, ROUNDINGS * eps)
 
 
 @contextmanager
