@@ -1,7 +1,7 @@
-"""What a source leaves open, chosen by rehearsal: which integers count a rank's share, and how fused outputs are packed.
+"""What a source leaves open, chosen by rehearsal: which integers count a rank's share, how fused outputs are packed.
 
-Nothing is taken for its name. A change is made where a rehearsal stops, of as few things as get it any further; so every
-change in a plan is one without which the rehearsal stops.
+Nothing is taken for its name. A change is made where a rehearsal stops, of as few things as get it any further; so
+every change in a plan is one without which the rehearsal stops.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from torch import nn
 
 from hasten.inject.linears.draft import Draft
 
+SOURCE = "transformers' tp_plan"
+
 Step = Callable[[Draft, str], None]
 
 MODULES: dict[str, Step] = {
@@ -47,7 +49,7 @@ WHOLE |= {"embedding_rowwise", "embedding_colwise"}
 def declared(model: nn.Module, size: int) -> Draft | None:
     """What transformers declares of a model; None where it divides nothing but what is put together at once."""
     plan = _declared(model)
-    draft = Draft(model, "transformers' tp_plan", size)
+    draft = Draft(model, SOURCE, size)
     refused: dict[str, list[str]] = {}
     for pattern, style in plan.items():
         for name, steps in _matches(draft, pattern):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten.inject.linears.matrices import layout
+from hasten.inject.linears.matrices import summed
 from hasten.inject.linears.plan import Cut, Kind
 from hasten.parallel import Group
 
@@ -95,17 +95,14 @@ class Meeting:
             case "sum":
                 own = self.theirs(*args, **kwargs)  # it may be memory of somebody else's
                 met = self.group.all_reduce(own.clone(memory_format=torch.contiguous_format))
-            case "rows" | "rows of whole":
+            case _:
                 met = self._summed(*args, **kwargs)
         if self.look is not None:
             self.look(met)
         return met
 
     def _summed(self, x: Tensor) -> Tensor:
-        """(..., inputs of the rank, or all of them) -> (..., outputs); the bias is added once, behind the sum."""
-        found, weight, bias = layout(self.module), self.module.get_parameter("weight"), self.module.bias
-        assert found is not None and (bias is None or isinstance(bias, Tensor))
-        if self.kind == "rows of whole":
-            x = x.chunk(self.group.size, -1)[self.group.rank]
-        y = self.group.all_reduce(found.product(x, weight).contiguous())
-        return y if bias is None else y + bias
+        """(..., inputs of the rank, or all of them) -> (..., outputs)."""
+        own = x.chunk(self.group.size, -1)[self.group.rank] if self.kind == "rows of whole" else x
+        weight = self.module.get_parameter("weight")
+        return summed(self.module, [own], [weight], lambda y: self.group.all_reduce(y.contiguous()))

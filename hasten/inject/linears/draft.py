@@ -42,11 +42,13 @@ class Draft:
         module = self.modules[path]
         found = layout(module)
         if found is None:
-            return self._no_linear(path)
+            self._no_linear(path)
+            return
         weight = self.parameters[f"{path}.weight"]
         shared = self._users[id(weight)] > 1
         if gathered and (shared or outputs(module) % (parts * self.size)):
-            return self.whole.append(path)
+            self.whole.append(path)
+            return
         self.tensor(f"{path}.weight", found.outputs, parts)
         self._counted[path] = found.counts[0]
         if getattr(module, "bias", None) is not None:
@@ -58,7 +60,8 @@ class Draft:
         """Every rank takes a part of a linear's inputs; None: what becomes of the products is another module's."""
         found = layout(self.modules[path])
         if found is None:
-            return self._no_linear(path)
+            self._no_linear(path)
+            return
         self.tensor(f"{path}.weight", found.inputs)
         self._counted[path] = found.counts[1]
         if kind is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -39,13 +39,27 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
 
 def outputs(module: nn.Module) -> int:
     """How many features a linear gives."""
-    found, weight = layout(module), module.weight
-    assert found is not None and isinstance(weight, Tensor)
-    return weight.shape[found.outputs]
+    found = layout(module)
+    assert found is not None
+    return module.get_parameter("weight").shape[found.outputs]
 
 
 def inputs(module: nn.Module) -> int:
     """How many features a linear takes."""
-    found, weight = layout(module), module.weight
-    assert found is not None and isinstance(weight, Tensor)
-    return weight.shape[found.inputs]
+    found = layout(module)
+    assert found is not None
+    return module.get_parameter("weight").shape[found.inputs]
+
+
+def summed(
+    module: nn.Module, xs: Sequence[Tensor], weights: Sequence[Tensor], add: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What a linear gives of features that lie in pieces: `add` takes the sum of their products to the whole one's.
+
+    xs: (..., inputs of a piece). The bias is added once, behind the sum.
+    """
+    found, bias = layout(module), dict(module.named_parameters(recurse=False)).get("bias")
+    assert found is not None
+    first, *others = (found.product(x, weight) for x, weight in zip(xs, weights, strict=True))
+    y = add(sum(others, first))
+    return y if bias is None else y + bias

@@ -23,6 +23,15 @@ class Probe:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def fitted(self, model: nn.Module) -> Probe:
+        """On the device of the model, and in its dtype."""
+        first = next(model.parameters())
+
+        def moved(t: Any) -> Any:
+            return t.to(first.device, first.dtype if t.is_floating_point() else None) if isinstance(t, Tensor) else t
+
+        return Probe(tuple(map(moved, self.args)), {n: moved(t) for n, t in self.kwargs.items()})
+
 
 def probes(model: nn.Module, run: Callable[[Probe], Any]) -> list[Probe]:
     """Two probes, of different sizes, that `run` gets through; UnsupportedModel if none is found."""
@@ -43,14 +52,13 @@ def probes(model: nn.Module, run: Callable[[Probe], Any]) -> list[Probe]:
 
 def _pairs(model: nn.Module) -> Iterator[list[Probe]]:
     """Pairs to try in turn: what the model says itself, then tokens, images and features of likely sizes."""
-    device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
     settled = _settled(model)
     main = getattr(model, "main_input_name", None)
     own = vars(model).get("dummy_inputs") or vars(type(model)).get("dummy_inputs")
     if own is not None:
         given: Any = getattr(model, "dummy_inputs", own)
-        yield [Probe((), {**_moved(x, device), **settled}) for x in (given, _less(given))]
+        yield [Probe((), {**x, **settled}) for x in (given, _less(given))]
     if main in (None, "input_ids"):
         for vocabulary in _vocabularies(model):
             for lengths in LENGTHS:
@@ -72,9 +80,7 @@ def _tokens(model: nn.Module, ids: Tensor, main: str | None) -> Probe:
 
 def _call(model: nn.Module, value: Tensor, main: str | None, **more: Tensor) -> Probe:
     """A value as the argument of that name, or as the first."""
-    first = next(model.parameters())
-    value = value.to(first.device, first.dtype if value.is_floating_point() else None)
-    kwargs = {**_moved(more, first.device), **_settled(model)}
+    kwargs = {**more, **_settled(model)}
     return Probe((value,), kwargs) if main is None else Probe((), {main: value, **kwargs})
 
 
@@ -106,10 +112,6 @@ def _less(given: Mapping[str, Any]) -> dict[str, Any]:
     columns = {t.shape[1] if t.ndim > 1 else 0 for t in tensors.values()}
     half = max(next(iter(columns)) // 2, 1) if len(columns) == 1 and 0 not in columns else None
     return {**given, **{n: t[:1] if half is None else t[:1, :half] for n, t in tensors.items()}}
-
-
-def _moved(given: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {n: t.to(device) if isinstance(t, Tensor) else t for n, t in given.items()}
 
 
 def _shown(probe: Probe) -> str:

@@ -65,8 +65,9 @@ def see(model: nn.Module, probe: Probe, paths: list[str]) -> Seen:
 
 
 def run(model: nn.Module, probe: Probe) -> Any:
+    own = probe.fitted(model)
     with torch.no_grad():
-        return model(*probe.args, **probe.kwargs)
+        return model(*own.args, **own.kwargs)
 
 
 def tensors(output: Any) -> list[Tensor]:

@@ -7,28 +7,28 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from hasten.checkpoints.split import Cut
 from hasten.errors import UnsupportedModel
 from hasten.inject.cast import Cast
 from hasten.inject.joining import Division
 from hasten.inject.linears.divided import Meeting, Share
-from hasten.inject.linears.plan import Plan
-from hasten.inject.linears.probes import Probe
+from hasten.inject.linears.source import Found
 from hasten.inject.linears.trial import Trial
 
 
 class Linears:
     """Every module stays where it is; parameters become a rank's, and forwards at seams exchange what they give."""
 
-    def __init__(self, model: nn.Module, plan: Plan, probes: list[Probe], division: Division) -> None:
-        self.model, self.plan, self.probes, self.division = model, plan, probes, division
+    def __init__(self, model: nn.Module, found: Found, division: Division) -> None:
+        self.model, self.found, self.plan, self.division = model, found, found.plan, division
         self.modules = dict(model.named_modules())
         self.shares = [
             Share(self.modules[path], [*cuts], division.group)
-            for path, cuts in groupby(plan.cuts, lambda c: c.name.rpartition(".")[0])
+            for path, cuts in groupby(self.plan.cuts, lambda c: c.name.rpartition(".")[0])
         ]
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._apart = frozenset(id(parameters[c.name]) for c in plan.cuts)
-        self.meetings = {s.path: Meeting(self.modules[s.path], s.kind, division.group) for s in plan.seams}
+        self._apart = frozenset(id(parameters[c.name]) for c in self.plan.cuts)
+        self.meetings = {s.path: Meeting(self.modules[s.path], s.kind, division.group) for s in self.plan.seams}
         self._move: Cast | None = None
 
     def install(self) -> None:
@@ -36,7 +36,7 @@ class Linears:
 
         If anything fails the model is as it was.
         """
-        trial = Trial(self.model, self.plan, self.probes)
+        trial = Trial(self.model, self.plan, self.found.probes)
         try:
             for share in self.shares:
                 share.install(self.division.device)
@@ -62,6 +62,11 @@ class Linears:
         if self._move is not None:
             self._move.undo()
             self._move = None
+
+    @property
+    def stored(self) -> dict[str, Cut]:
+        """How a checkpoint that ranks share cuts the parameters."""
+        return {c.name: Cut(c.axis, (1,) * c.parts) for c in self.plan.cuts}
 
     @property
     def bytes(self) -> int:

@@ -1,9 +1,9 @@
 """Plans from what a model computes: pairs of linears of which the second takes what the first gave, and nothing else.
 
-While the model runs on a probe, every linear's output is made the beginning of a graph of its own (autograd's). The graph
-behind a linear's input then ends at the linears that it depends on. Linears that feed one other alone, which nothing
-else of any width reaches, may be divided as a pair: the first by outputs, the second by inputs. Whether that is exact
-(the elements between them may be mixed) the rehearsal tells; pairs that are not stay whole.
+While the model runs on a probe, every linear's output is made the beginning of a graph of its own (autograd's). The
+graph behind a linear's input then ends at the linears that it depends on. Linears that feed one other alone, which
+nothing else of any width reaches, may be divided as a pair: the first by outputs, the second by inputs. Whether that is
+exact (the elements between them may be mixed) the rehearsal tells; pairs that are not stay whole.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ def trace(model: nn.Module, probe: Probe) -> Pairs:
     feeds.run(probe)
     taken, pairs = _apart(model), Pairs()
     for second, sources in feeds.sources.items():
-        whole = sources is None or not sources or second in taken or not taken.isdisjoint(sources)
-        if not whole and all(feeds.consumers.get(first) == {second} for first in sources):
+        if not sources or second in taken or not taken.isdisjoint(sources):
+            continue
+        if all(feeds.consumers.get(first) == {second} for first in sources):
             pairs[second] = tuple(sorted(sources))
             taken |= {second, *sources}
     return pairs
 
 
 def _apart(model: nn.Module) -> set[str]:
-    """Linears that cannot be divided by themselves: their parameters are others' too, or their forward is not theirs."""
+    """Linears that cannot be divided: their parameters are others' too, or their forward is not theirs."""
     users = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found = linears(model).items()
     return {path for path, m in found if "forward" in vars(m) or any(users[id(p)] > 1 for p in m.parameters())}
@@ -76,8 +77,8 @@ def exact(model: nn.Module, pairs: Pairs, size: int, seen: list[Seen]) -> tuple[
 
 def _of(pairs: Pairs, error: Refused, made: Draft) -> list[str]:
     """The pairs at which a rehearsal stopped, with those of layers alike; all, where it does not tell."""
-    plan = made.plan()
-    unequal = {c.name.rpartition(".")[0] for c in plan.cuts if not c.fits(made.parameters[c.name].shape[c.axis], made.size)}
+    wide = {c.name.rpartition(".")[0]: (c, made.parameters[c.name].shape[c.axis]) for c in made.plan().cuts}
+    unequal = {path for path, (c, width) in wide.items() if not c.fits(width, made.size)}
     hit = {s for s, first in pairs.items() if unequal & {s, *first}}
     hit = hit or {s for s, first in pairs.items() if error.path in (s, *first)}
     kinds = {alike(s) for s in hit}
@@ -101,8 +102,9 @@ class _Feeds:
                 p.requires_grad_(True)
             for path, m in linears(self.model).items():
                 hooks += [m.register_forward_pre_hook(self._before(path)), m.register_forward_hook(self._behind(path))]
+            own = probe.fitted(self.model)
             with torch.enable_grad():
-                output = self.model(*_tracked(probe.args), **_tracked(probe.kwargs))
+                output = self.model(*_tracked(own.args), **_tracked(own.kwargs))
         finally:
             for h in hooks:
                 h.remove()
@@ -141,9 +143,11 @@ class _Feeds:
 
 def _tracked(given: Any) -> Any:
     """Arguments whose floats tell who depends on them."""
-    follow: Callable[[Any], Any] = lambda t: (
-        t.detach().clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t
-    )
+
+    def follow(t: Any) -> Any:
+        wide = isinstance(t, Tensor) and t.is_floating_point()
+        return t.detach().clone().requires_grad_() if wide else t
+
     return {n: follow(t) for n, t in given.items()} if isinstance(given, dict) else tuple(follow(t) for t in given)
 
 

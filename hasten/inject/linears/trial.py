@@ -8,7 +8,7 @@ the roundings of its dtype.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.inject.linears.divided import Meeting
-from hasten.inject.linears.matrices import layout
+from hasten.inject.linears.matrices import layout, summed
 from hasten.inject.linears.plan import Plan
 from hasten.inject.linears.probes import Probe
 from hasten.inject.linears.rehearsal import Seen, apart, difference, run, see, tensors, tolerance
@@ -40,7 +40,7 @@ class Continued:
 class Trial:
     """What a whole model gives, and then whether the divided one gives the same."""
 
-    def __init__(self, model: nn.Module, plan: Plan, probes: list[Probe]) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, probes: Sequence[Probe]) -> None:
         self.model = model
         paths = [s.path for s in plan.seams]
         self.seen = [see(model, probe, paths) for probe in probes]
@@ -78,8 +78,8 @@ class Trial:
 def _looking(path: str, calls: Iterator[Any], found: list[str]) -> Callable[[Tensor], None]:
     def look(got: Tensor) -> None:
         (_, want), noise = next(calls)
-        wrong = apart(got, want, noise)
-        found += [] if wrong is None else [f"{path}: {wrong}"]
+        if wrong := apart(got, want, noise):
+            found.append(f"{path}: {wrong}")
 
     return look
 
@@ -111,11 +111,9 @@ class _Pieces:
         self.module, self.size = module, size
 
     def forward(self, x: Tensor) -> Tensor:
-        found, weight, bias = layout(self.module), self.module.get_parameter("weight"), self.module.bias
-        assert found is not None and (bias is None or isinstance(bias, Tensor))
-        parts = zip(x.chunk(self.size, -1), weight.chunk(self.size, found.inputs), strict=True)
-        y = sum((found.product(a, w) for a, w in parts), torch.zeros((), dtype=x.dtype, device=x.device))
-        return y if bias is None else y + bias
+        found, weight = layout(self.module), self.module.get_parameter("weight")
+        assert found is not None
+        return summed(self.module, x.chunk(self.size, -1), weight.chunk(self.size, found.inputs), lambda y: y)
 
 
 def _continued(model: Any, probe: Probe) -> Continued | None:
