@@ -16,7 +16,7 @@ from hasten.checkpoints.split import cuts_of
 from hasten.errors import ConfigError, HastenError, UnsupportedModel
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
-from hasten.inject.attach import attach
+from hasten.inject.attach import NoFamily, attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
@@ -119,7 +119,7 @@ def _parts(model: nn.Module, options: Options, group: Group | None) -> tuple[lis
     except (UnsupportedModel, ConfigError) as error:
         if group is None or family is not None:
             raise
-        return [], find(model, names, group.size, str(error))
+        return [], find(model, names, group.size, error.why if isinstance(error, NoFamily) else str(error))
     for b in backbones:
         options.check_masking(b.tower.causal and b.seam.kind == "decoder")
         check_forwards(b.module, b.path)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hasten.inject.backbone import Backbone
+from hasten.inject.choices import choices
 from hasten.inject.linears import Linears, alike
 from hasten.inject.linears.matrices import LAYOUTS
-from hasten.inject.choices import choices
 
 if TYPE_CHECKING:
     from hasten.inject.engine import InferenceEngine

@@ -60,9 +60,9 @@ def refusal(why: str, make: Callable[[int], Draft], size: int, seen: list[Seen])
     """The error of a model that cannot be divided so, with the numbers of ranks among which it can."""
     draft = make(size)
     fit = [1, *(n for n in SIZES if n != size and _settles(make(n), seen))]
-    name = type(draft.model).__name__
+    name, others = type(draft.model).__name__, ", ".join(map(str, fit))
     return UnsupportedModel(
-        f"{name} cannot be divided among {size} ranks by {draft.source} (it can among {', '.join(map(str, fit))}): {why}"
+        f"{name} cannot be divided among {size} ranks by {draft.source} (it can among {others}): {why}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Share:
             own = cut.own(p.data, self.group.rank, self.group.size)
             p.data = own.to(device) if device is not None and device != own.device else own
         self._handles = [
-            self.module.register_state_dict_post_hook(self._fill),
+            self.module.register_state_dict_post_hook(partial(Share._fill, self)),  # torch marks it
             self.module.register_load_state_dict_pre_hook(self._cut),
         ]
 

@@ -86,7 +86,7 @@ def _of(pairs: Pairs, error: Refused, made: Draft) -> list[str]:
 
 
 class _Feeds:
-    """sources: by linear, the linears that its input depends on; None where it depends on anything else that is wide."""
+    """sources: by linear, those that its input depends on; None where it depends on anything else that is wide."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
