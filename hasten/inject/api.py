@@ -24,7 +24,7 @@ from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.invariance import check_fallbacks, check_invariance
 from hasten.inject.joining import Division, check_divisible, compare, join, local_device, ranks
-from hasten.inject.linears import Found, Linears, find
+from hasten.inject.linears import Found, Linears, Names, find
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
@@ -113,19 +113,25 @@ def _parts(model: nn.Module, options: Options, group: Group | None) -> tuple[lis
     family = resolve_policy(model, policy, FAMILIES)
     names = {layer: value for layer, value in policy.items() if isinstance(value, tuple)}
     if not options.replace_with_kernel_inject:
-        return [], None if group is None else find(model, names, group.size)
+        return [], None if group is None else _linearly(model, options, group, names)
     try:
         backbones = attach(model, family)
     except (UnsupportedModel, ConfigError) as error:
         if group is None or family is not None:
             raise
-        return [], find(model, names, group.size, error.why if isinstance(error, NoFamily) else str(error))
+        return [], _linearly(model, options, group, names, error.why if isinstance(error, NoFamily) else str(error))
     for b in backbones:
         options.check_masking(b.tower.causal and b.seam.kind == "decoder")
         check_forwards(b.module, b.path)
     if options.batch_invariant:
         check_invariance(model, backbones, options.dtype, _device(model, options))
     return backbones, None
+
+
+def _linearly(model: nn.Module, options: Options, group: Group, names: Names, instead: str = "") -> Found:
+    if options.ep_size > 1:
+        raise ConfigError(f"ep_size={options.ep_size} leaves experts whole, which takes a family that describes them")
+    return find(model, names, group.size, instead)
 
 
 def _group(model: nn.Module, options: Options) -> Group | None:

@@ -79,7 +79,7 @@ class LinearsReport:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"linears only, as {self.source} says: {len(self.cut)} kinds of parameters are divided",
+                f"linears only, by {self.source}: {len(self.cut)} kinds of parameters are divided",
                 f"  weights {self.weight_bytes / 2**20:,.1f} MiB on rank {self.rank} of {self.ranks}",
                 f"  a part of: {', '.join(self.cut)}",
                 f"  ranks meet behind: {', '.join(self.met)}",

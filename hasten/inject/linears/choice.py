@@ -38,6 +38,8 @@ def settle(draft: Draft, seen: list[Seen]) -> Plan:
     if draft.problems:
         raise Refused("; ".join(draft.problems))
     plan = draft.plan()
+    if not plan.cuts:
+        raise Refused("it divides nothing")
     if unequal := _unequal(draft, plan):
         raise Refused("; ".join(unequal))
     wrong = _first(draft.model, plan, seen)
@@ -56,22 +58,21 @@ def settle(draft: Draft, seen: list[Seen]) -> Plan:
     return plan
 
 
-def refusal(why: str, make: Callable[[int], Draft], size: int, seen: list[Seen]) -> UnsupportedModel:
-    """The error of a model that cannot be divided so, with the numbers of ranks among which it can."""
-    draft = make(size)
-    fit = [1, *(n for n in SIZES if n != size and _settles(make(n), seen))]
-    name, others = type(draft.model).__name__, ", ".join(map(str, fit))
-    return UnsupportedModel(
-        f"{name} cannot be divided among {size} ranks by {draft.source} (it can among {others}): {why}"
-    )
+def refusal(name: str, source: str, size: int, why: str, settles: Callable[[int], object]) -> UnsupportedModel:
+    """The error of a model that cannot be divided so, with the numbers of ranks among which it can.
 
-
-def _settles(draft: Draft, seen: list[Seen]) -> bool:
-    try:
-        settle(draft, seen)
-    except Refused:
-        return False
-    return True
+    settles: finds the plan for another number of ranks, or raises Refused.
+    """
+    fit = ["1"]
+    for n in SIZES:
+        try:
+            if n != size:
+                settles(n)
+                fit.append(str(n))
+        except Refused:
+            continue
+    others = ", ".join(fit)
+    return UnsupportedModel(f"{name} cannot be divided among {size} ranks by {source} (it can among {others}): {why}")
 
 
 def _unequal(draft: Draft, plan: Plan) -> list[str]:

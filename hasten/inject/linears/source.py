@@ -52,12 +52,16 @@ def _found(model: nn.Module, names: Names, size: int) -> Found:
     make = _maker(model, names)
     if make is None:
         return _traced(model, size, tried)
-    paths = [s.path for s in make(size).plan().seams]
-    seen = [see(model, probe, paths) for probe in tried]
     try:
-        return Found(settle(make(size), seen), tuple(tried), ())
+        return Found(_settled(make(size), tried), tuple(tried), ())
     except Refused as error:
-        raise refusal(error.why, make, size, seen) from None
+        name, source = type(model).__name__, make(size).source
+        raise refusal(name, source, size, error.why, lambda n: _settled(make(n), tried)) from None
+
+
+def _settled(draft: Draft, tried: list[Probe]) -> Plan:
+    paths = [s.path for s in draft.plan().seams]
+    return settle(draft, [see(draft.model, probe, paths) for probe in tried])
 
 
 def _maker(model: nn.Module, names: Names) -> Callable[[int], Draft] | None:
@@ -75,5 +79,6 @@ def _traced(model: nn.Module, size: int, tried: list[Probe]) -> Found:
     try:
         plan, dropped = traced.exact(model, pairs, size, seen)
     except Refused as error:
-        raise refusal(error.why, lambda n: traced.draft(model, pairs, n), size, seen) from None
+        name, exact = type(model).__name__, traced.exact
+        raise refusal(name, traced.SOURCE, size, error.why, lambda n: exact(model, pairs, n, seen)) from None
     return Found(plan, tuple(tried), tuple(f"{path} stays whole: {why}" for path, why in dropped.items()))
