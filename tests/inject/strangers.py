@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 WIDTH = 24
 
@@ -68,6 +70,49 @@ class Own(nn.Module):
         return self.head(x) * self.scale
 
 
+class Reader(nn.Module):
+    """An encoder in BERT's manner, which says itself what it takes; its experts are modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.types = nn.Embedding(53, WIDTH), nn.Embedding(2, WIDTH)
+        self.layers = nn.ModuleList([ReaderLayer() for _ in range(2)])
+        self.pooler, self.classes = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9], [9, 8, 7, 6, 52, 0, 0]])
+        return {"words": ids, "mask": (ids > 0).long(), "types": ids % 2}
+
+    def forward(self, words: Tensor, mask: Tensor, types: Tensor) -> dict[str, Tensor]:
+        x = self.words(words) + self.types(types)
+        for layer in self.layers:
+            x = layer(x, (1.0 - mask[:, None, None].to(x.dtype)) * -1e4)
+        return {"hidden": x, "logits": self.classes(self.pooler(x[:, 0]).tanh())}
+
+
+class ReaderLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads, self.attention_head_size, self.all_head_size = 4, 7, 28
+        self.query, self.key, self.value = (nn.Linear(WIDTH, 28) for _ in range(3))
+        self.dense, self.norm = nn.Linear(28, WIDTH), nn.LayerNorm(WIDTH)
+        self.router = nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList([nn.Sequential(Conv1D(20, WIDTH), nn.GELU(), Conv1D(WIDTH, 20)) for _ in range(3)])
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        heads = (*x.shape[:2], self.num_attention_heads, self.attention_head_size)
+        q, k, v = (linear(x).view(heads).permute(0, 2, 1, 3) for linear in (self.query, self.key, self.value))
+        weights = (q @ k.mT / math.sqrt(self.attention_head_size) + hidden).softmax(-1)
+        met = (weights @ v).permute(0, 2, 1, 3).contiguous()
+        x = self.norm(x + self.dense(met.view(*x.shape[:2], self.all_head_size)))
+        flat, chosen = x.flatten(0, 1), self.router(x).flatten(0, 1).argmax(-1)
+        given = torch.zeros_like(flat)
+        for k, expert in enumerate(self.experts):
+            given[chosen == k] = expert(flat[chosen == k])
+        return x + given.view_as(x)
+
+
 NAMES = {Block: ("attention.out", "down")}
 SMALL = {
     "vocab_size": 67, "hidden_size": 32, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -99,9 +144,9 @@ def perturbed(model: Any) -> Any:
     return model
 
 
-def declared(kind: str) -> Any:
+def declared(kind: str, **sizes: int) -> Any:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(SMALL | DECLARED[kind]))
+    config = AutoConfig.for_model(kind, **(SMALL | DECLARED[kind] | sizes))
     return perturbed(AutoModelForCausalLM.from_config(config)).eval()
 
 
@@ -110,10 +155,16 @@ def own(**how: Any) -> Own:
     return perturbed(Own(**how)).eval()
 
 
+def reader() -> Reader:
+    torch.manual_seed(0)
+    return perturbed(Reader()).eval()
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     **{kind: (lambda kind=kind: declared(kind)) for kind in DECLARED},
     "own": own,
     "own fused": lambda: own(fused=True, kv_heads=4),
     "own odd": lambda: own(heads=3, kv_heads=3),
     "own in training": lambda: own(tied=False).train(),
+    "reader": reader,
 }
