@@ -51,6 +51,12 @@ class Trial:
 
     def failure(self, meetings: Mapping[str, Meeting]) -> str | None:
         """Where the divided model first differs; None where it does not. All ranks call this."""
+        try:
+            return next(iter(self._differences(meetings)), None)
+        except Exception as error:
+            return f"it stops with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+    def _differences(self, meetings: Mapping[str, Meeting]) -> list[str]:
         found: list[str] = []
         for seen, noise, whole in zip(self.seen, self.noise, self.continued, strict=True):
             found += self._forward(meetings, seen, noise)
@@ -58,7 +64,7 @@ class Trial:
             if whole is not None:
                 wrong = "generate() fails" if now is None else _diverged(now, whole, max(noise[""], default=0.0))
                 found += [] if wrong is None else [f"generate(): {wrong}"]
-        return next(iter(found), None)
+        return found
 
     def _forward(self, meetings: Mapping[str, Meeting], seen: Seen, noise: Noise) -> list[str]:
         found: list[str] = []
