@@ -162,6 +162,28 @@ def test_a_declared_style_that_cannot_be_followed_is_named(style: str, says: str
         find(model, {}, 2)
 
 
+class Twofold(nn.Module):
+    """Its second part answers other inputs than the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.images = own(), Mixing()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.words(ids) if ids.dtype == torch.long else self.images(ids)
+
+
+def test_what_no_probe_reaches_is_not_divided() -> None:
+    model = Twofold().eval()
+    names = {**NAMES, Mixing: ("down",)}
+    with (
+        untouched(model),
+        pytest.raises(UnsupportedModel, match=r"no input tried reaches images\.down: `dummy_inputs`"),
+    ):
+        find(model, names, 2)
+    assert all(n.startswith("words.") for n in cuts(find(model, {}, 2).plan))
+
+
 def test_tied_matrices_are_not_divided_for_one_user() -> None:
     model = own()
     model.blocks[1].up.weight = model.blocks[0].up.weight

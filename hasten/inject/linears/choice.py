@@ -40,8 +40,8 @@ def settle(draft: Draft, seen: list[Seen]) -> Plan:
     plan = draft.plan()
     if not plan.cuts:
         raise Refused("it divides nothing")
-    if unequal := _unequal(draft, plan):
-        raise Refused("; ".join(unequal))
+    if problems := _unequal(draft, plan) or _untried(plan, seen):
+        raise Refused("; ".join(problems))
     wrong = _first(draft.model, plan, seen)
     while wrong is not None:
         found = _further(draft, plan, seen, wrong)
@@ -85,6 +85,13 @@ def _unequal(draft: Draft, plan: Plan) -> list[str]:
             module = c.name.rpartition(".")[0]
             said.setdefault(alike(module), f"{module} is {width} wide{runs}, which {plan.size} does not divide")
     return list(said.values())
+
+
+def _untried(plan: Plan, seen: list[Seen]) -> list[str]:
+    """What the probes do not reach, nor anything like it, so that nothing is known of it."""
+    tried = {alike(path) for s in seen for path in s.ran}
+    cut = dict.fromkeys(alike(c.name.rpartition(".")[0]) for c in plan.cuts)
+    return [f"no input tried reaches {path}: `dummy_inputs` of the model would" for path in cut if path not in tried]
 
 
 def _first(model: nn.Module, plan: Plan, seen: list[Seen]) -> Mismatch | None:

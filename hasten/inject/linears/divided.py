@@ -97,7 +97,7 @@ class Meeting:
                 own = self.theirs(*args, **kwargs)  # it may be memory of somebody else's
                 met = self.group.all_reduce(own.clone(memory_format=torch.contiguous_format))
             case _:
-                met = self._summed(*args, **kwargs)
+                met = self._summed(next(iter((*args, *kwargs.values()))))
         if self.look is not None:
             self.look(met)
         return met

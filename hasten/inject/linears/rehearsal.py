@@ -27,11 +27,15 @@ PRODUCTS = {"highest": torch.finfo(torch.float32).eps, "high": 2.0**-10, "medium
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a whole model gives for a probe, and what went into and came out of its seams, call by call."""
+    """What a whole model gives for a probe, and what went into and came out of its seams, call by call.
+
+    ran: the paths of all modules that were called.
+    """
 
     probe: Probe
     outputs: list[Tensor]
     calls: Mapping[str, list[tuple[Tensor, Tensor]]]
+    ran: frozenset[str]
 
 
 class Mismatch(Exception):
@@ -45,7 +49,7 @@ class Mismatch(Exception):
 def see(model: nn.Module, probe: Probe, paths: list[str]) -> Seen:
     """Run the whole model."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in paths}
-    modules = dict(model.named_modules())
+    modules, ran = dict(model.named_modules()), set[str]()
 
     def keep(path: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         taken = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
@@ -56,12 +60,13 @@ def see(model: nn.Module, probe: Probe, paths: list[str]) -> Seen:
         modules[path].register_forward_hook(lambda m, a, k, y, path=path: keep(path, a, k, y), with_kwargs=True)
         for path in paths
     ]
+    hooks += [m.register_forward_pre_hook(lambda m, a, path=path: ran.add(path)) for path, m in modules.items()]
     try:
         outputs = tensors(run(model, probe))
     finally:
         for h in hooks:
             h.remove()
-    return Seen(probe, [t.clone() for t in outputs], calls)
+    return Seen(probe, [t.clone() for t in outputs], calls, frozenset(ran))
 
 
 def run(model: nn.Module, probe: Probe) -> Any:

@@ -36,7 +36,13 @@ class Linears:
 
         If anything fails the model is as it was.
         """
-        trial = Trial(self.model, self.plan, self.found.probes)
+        try:
+            trial = Trial(self.model, self.plan, self.found.probes)
+        except Exception as error:
+            kinds = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in self.model.parameters()}))
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} does not run whole ({kinds}), so that nothing can be compared: {error}"
+            ) from error
         try:
             for share in self.shares:
                 share.install(self.division.device)
