@@ -147,11 +147,15 @@ class Filling:
         for name, value in self._made.items():
             self._put(self._groups[self._group[name]], value, device)
         for target in tqdm(self.targets, unit="tensor", desc=self.source.origin, leave=False, disable=None):
-            for name, value in target.make(self.source.read).items():
-                if self._group[name] not in done:
-                    done.add(self._group[name])
-                    self._put(self._groups[self._group[name]], value, device)
+            self._read(target, done, device)
         self._gather(device)
+
+    def _read(self, target: Target, done: set[int], device: torch.device) -> None:
+        """One target's tensors to their places; when it returns, nothing holds what was read."""
+        for name, value in target.make(self.source.read).items():
+            if self._group[name] not in done:
+                done.add(self._group[name])
+                self._put(self._groups[self._group[name]], value, device)
 
     def _put(self, slots: list[Slot], value: Tensor, device: torch.device) -> None:
         t, floating = slots[0].tensor, slots[0].tensor.is_floating_point()
