@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 WIDTH = 24
@@ -122,7 +122,7 @@ EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_si
 EXPERTS |= {"first_k_dense_replace": 1, "n_shared_experts": 1}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 
-DECLARED: Mapping[str, dict[str, Any]] = {
+_SIZES: Mapping[str, dict[str, Any]] = {
     "olmo": {"clip_qkv": 0.4},
     "apertus": {},
     "nanochat": {},
@@ -131,6 +131,7 @@ DECLARED: Mapping[str, dict[str, Any]] = {
     "deepseek_v3": {**EXPERTS, **LATENT, "num_key_value_heads": 4, "head_dim": 4},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24},
 }
+DECLARED = {kind: sizes for kind, sizes in _SIZES.items() if kind in CONFIG_MAPPING}
 """transformers' model types with a tp_plan and no family, and the sizes that they have besides."""
 
 

@@ -225,6 +225,7 @@ def test_shares_join_to_the_whole(size: int, parts: int, axis: int) -> None:
     run = whole.shape[axis] // parts
     assert all(torch.equal(s.narrow(axis, 0, 1), whole.narrow(axis, r * run // size, 1)) for r, s in enumerate(shares))
     assert cut.fits(6 * parts * size, size) and not cut.fits(6 * parts * size + 1, size)
+    assert cut.fits(size * (parts + 1), size) == (parts == 1)
 
 
 def test_what_counts_as_a_difference() -> None:
