@@ -196,7 +196,8 @@ def test_a_divided_stranger_is_stored_and_read_again(tmp_path: Path) -> None:
 def unfused() -> list[float]:
     """Without fusion a model of a family is divided by its linears too, and so is one whose config a family refuses."""
     off: list[float] = []
-    for name, field, how in (("llama", {}, {"kernel_inject": False}), ("llama", {"qk_layernorm": True}, {})):
+    cases: Any = (("llama", {}, {"kernel_inject": False}), ("llama", {"qk_layernorm": True}, {}))
+    for name, field, how in cases:
         model, theirs = build(TINY[name]), build(TINY[name])
         for n, v in field.items():
             setattr(model.config, n, v)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -51,15 +51,9 @@ def inputs(module: nn.Module) -> int:
     return module.get_parameter("weight").shape[found.inputs]
 
 
-def summed(
-    module: nn.Module, xs: Sequence[Tensor], weights: Sequence[Tensor], add: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """What a linear gives of features that lie in pieces: `add` takes the sum of their products to the whole one's.
-
-    xs: (..., inputs of a piece). The bias is added once, behind the sum.
-    """
+def summed(module: nn.Module, x: Tensor, add: Callable[[Tensor], Tensor]) -> Tensor:
+    """(..., inputs) -> (..., outputs); `add` makes of a rank's products the sum of all, to which the bias is added."""
     found, bias = layout(module), dict(module.named_parameters(recurse=False)).get("bias")
     assert found is not None
-    first, *others = (found.product(x, weight) for x, weight in zip(xs, weights, strict=True))
-    y = add(sum(others, first))
+    y = add(found.product(x, module.get_parameter("weight")))
     return y if bias is None else y + bias

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +17,22 @@ LENGTHS = ((11, 6), (5, 3))  # tokens of the two probes; shorter ones for models
 ROWS = 2
 
 
+NEW = 4  # tokens that a language model goes on by
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Arguments of the model's forward."""
+    """Arguments of the model's forward. new: if not 0, a language model goes on by so many greedy tokens instead."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    new: int = 0
+
+    def run(self, model: nn.Module) -> list[Tensor]:
+        """The tensors in what the model returns, in its order; or the tokens, and the logits they were chosen by."""
+        own = self.fitted(model)
+        with torch.no_grad():
+            return _continued(model, own) if self.new else tensors(model(*own.args, **own.kwargs))
 
     def fitted(self, model: nn.Module) -> Probe:
         """On the device of the model, and in its dtype."""
@@ -30,17 +41,33 @@ class Probe:
         def moved(t: Any) -> Any:
             return t.to(first.device, first.dtype if t.is_floating_point() else None) if isinstance(t, Tensor) else t
 
-        return Probe(tuple(map(moved, self.args)), {n: moved(t) for n, t in self.kwargs.items()})
+        return replace(self, args=tuple(map(moved, self.args)), kwargs={n: moved(t) for n, t in self.kwargs.items()})
 
 
-def probes(model: nn.Module, run: Callable[[Probe], Any]) -> list[Probe]:
-    """Two probes, of different sizes, that `run` gets through; UnsupportedModel if none is found."""
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors in what a model returns, in its order."""
+    match output:
+        case Tensor():
+            return [output]
+        case Mapping():
+            return [t for v in output.values() for t in tensors(v)]
+        case list() | tuple():
+            return [t for v in output for t in tensors(v)]
+        case _:
+            return []
+
+
+def probes(model: nn.Module) -> tuple[Probe, ...]:
+    """Two probes of different sizes that the model takes, and one that it goes on by, if it can.
+
+    Raises UnsupportedModel if none is found.
+    """
     failures: list[str] = []
     for pair in _pairs(model):
         try:
             for probe in pair:
-                run(probe)
-            return pair
+                probe.run(model)
+            return (*pair, *_going_on(model, pair[0]))
         except Exception as error:
             failures.append(f"{_shown(pair[0])}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     name = type(model).__name__
@@ -48,6 +75,28 @@ def probes(model: nn.Module, run: Callable[[Probe], Any]) -> list[Probe]:
         f"no inputs are known that {name} takes, so that nothing can be verified: give it an attribute `dummy_inputs`, "
         "a dict of its forward's keyword tensors (tried: " + ("; ".join(failures) or "nothing") + ")"
     )
+
+
+def _going_on(model: Any, probe: Probe) -> list[Probe]:
+    can, further = getattr(model, "can_generate", None), replace(probe, new=NEW)
+    if "input_ids" not in probe.kwargs or not callable(can) or not can():
+        return []
+    try:
+        further.run(model)
+    except Exception:  # it takes more than tokens to go on
+        return []
+    return [further]
+
+
+def _continued(model: Any, probe: Probe) -> list[Tensor]:
+    """Greedy tokens (rows, new), then the logits of each (rows, vocabulary); with the model's cache."""
+    how, ids = copy.deepcopy(model.generation_config), probe.kwargs["input_ids"]
+    how.update(
+        max_new_tokens=probe.new, max_length=None, do_sample=False, num_beams=1, return_dict_in_generate=True,
+        output_logits=True, use_cache=True, pad_token_id=0 if how.pad_token_id is None else how.pad_token_id,
+    )  # fmt: skip
+    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=how)
+    return [made.sequences[:, -len(made.logits) :], *made.logits]
 
 
 def _pairs(model: nn.Module) -> Iterator[list[Probe]]:

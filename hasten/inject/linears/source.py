@@ -15,7 +15,7 @@ from hasten.inject.linears.draft import Draft
 from hasten.inject.linears.named import named
 from hasten.inject.linears.plan import Plan
 from hasten.inject.linears.probes import Probe, probes
-from hasten.inject.linears.rehearsal import run, see
+from hasten.inject.linears.rehearsal import see
 
 Names = Mapping[type[nn.Module], tuple[str, ...]]
 
@@ -48,18 +48,18 @@ def find(model: nn.Module, names: Names, size: int, instead: str = "") -> Found:
 
 
 def _found(model: nn.Module, names: Names, size: int) -> Found:
-    tried = probes(model, lambda probe: run(model, probe))
+    tried = probes(model)
     make = _maker(model, names)
     if make is None:
         return _traced(model, size, tried)
     try:
-        return Found(_settled(make(size), tried), tuple(tried), ())
+        return Found(_settled(make(size), tried), tried, ())
     except Refused as error:
         name, source = type(model).__name__, make(size).source
         raise refusal(name, source, size, error.why, lambda n: _settled(make(n), tried)) from None
 
 
-def _settled(draft: Draft, tried: list[Probe]) -> Plan:
+def _settled(draft: Draft, tried: tuple[Probe, ...]) -> Plan:
     paths = [s.path for s in draft.plan().seams]
     return settle(draft, [see(draft.model, probe, paths) for probe in tried])
 
@@ -73,7 +73,7 @@ def _maker(model: nn.Module, names: Names) -> Callable[[int], Draft] | None:
     return lambda size: declared(model, size) or Draft(model, SOURCE, size)
 
 
-def _traced(model: nn.Module, size: int, tried: list[Probe]) -> Found:
+def _traced(model: nn.Module, size: int, tried: tuple[Probe, ...]) -> Found:
     pairs = traced.trace(model, tried[0])
     seen = [see(model, probe, [*pairs]) for probe in tried]
     try:
@@ -81,4 +81,4 @@ def _traced(model: nn.Module, size: int, tried: list[Probe]) -> Found:
     except Refused as error:
         name, exact = type(model).__name__, traced.exact
         raise refusal(name, traced.SOURCE, size, error.why, lambda n: exact(model, pairs, n, seen)) from None
-    return Found(plan, tuple(tried), tuple(f"{path} stays whole: {why}" for path, why in dropped.items()))
+    return Found(plan, tried, tuple(f"{path} stays whole: {why}" for path, why in dropped.items()))

@@ -19,8 +19,8 @@ from hasten.inject.linears.choice import Refused, alike, settle
 from hasten.inject.linears.draft import Draft
 from hasten.inject.linears.matrices import inputs, linears, outputs
 from hasten.inject.linears.plan import Plan
-from hasten.inject.linears.probes import Probe
-from hasten.inject.linears.rehearsal import Seen, tensors
+from hasten.inject.linears.probes import Probe, tensors
+from hasten.inject.linears.rehearsal import Seen
 
 SOURCE = "a trace of what it computes"
 
