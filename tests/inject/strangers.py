@@ -70,6 +70,20 @@ class Own(nn.Module):
         return self.head(x) * self.scale
 
 
+class Fussy(nn.Module):
+    """In half precision it computes nothing narrow, as some kernels do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        if x.dtype != torch.float32 and y.shape[-1] < 8:
+            raise RuntimeError("too narrow")
+        return x + self.down(y.sigmoid())
+
+
 class Reader(nn.Module):
     """An encoder in BERT's manner, which says itself what it takes; its experts are modules of their own."""
 
@@ -113,7 +127,7 @@ class ReaderLayer(nn.Module):
         return x + given.view_as(x)
 
 
-NAMES = {Block: ("attention.out", "down")}
+NAMES: dict[type[nn.Module], tuple[str, ...]] = {Block: ("attention.out", "down")}
 SMALL = {
     "vocab_size": 67, "hidden_size": 32, "intermediate_size": 52, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,

@@ -20,7 +20,10 @@ from tests.tiny import TINY, build
 
 IDS = torch.tensor([[0, 0, 5, 6, 7, 30], [9, 8, 40, 4, 33, 1]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+GREEDY: Any = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+
+
+DRAWN: Any = GREEDY | {"do_sample": True}
 
 
 def given(model: Any) -> dict[str, Tensor]:
@@ -54,7 +57,7 @@ def served(name: str, size: int, policy: Any) -> list[str]:
         wanted = theirs.generate(IDS, attention_mask=MASK, **GREEDY)
         wrong += [] if torch.equal(engine.generate(IDS, attention_mask=MASK, **GREEDY), wanted) else ["greedy"]
         torch.manual_seed(dist.get_rank())
-        sampled = engine.generate(IDS, attention_mask=MASK, **(GREEDY | {"do_sample": True}))
+        sampled: Any = engine.generate(IDS, attention_mask=MASK, **DRAWN)
         wrong += [] if len({str(t) for t in gathered(sampled)}) == 1 else ["sampled"]
     wrong += [] if equal(model.state_dict(), kept) else ["state"]
     part = next(n for n, m in model.named_modules() if type(vars(m).get("forward", m.forward).__self__) is Meeting)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hasten.inject.linears.matrices import summed
 from hasten.inject.linears.plan import Cut, Kind
+from hasten.inject.linears.probes import instead, main
 from hasten.parallel import Group
 
 
@@ -89,15 +90,19 @@ class Meeting:
     def remove(self) -> None:
         self.module.__dict__.pop("forward", None)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         match self.kind:
             case "gather":
                 met = self.group.all_gather(self.theirs(*args, **kwargs).contiguous())
             case "sum":
-                own = self.theirs(*args, **kwargs)  # it may be memory of somebody else's
-                met = self.group.all_reduce(own.clone(memory_format=torch.contiguous_format))
+                given = self.theirs(*args, **kwargs)
+                own = main(given).clone(memory_format=torch.contiguous_format)  # it may be somebody else's memory
+                return instead(given, self._seen(self.group.all_reduce(own)))
             case _:
                 met = self._summed(next(iter((*args, *kwargs.values()))))
+        return self._seen(met)
+
+    def _seen(self, met: Tensor) -> Tensor:
         return met if self.look is None else self.look(met)
 
     def _summed(self, x: Tensor) -> Tensor:

@@ -57,6 +57,16 @@ def tensors(output: Any) -> list[Tensor]:
             return []
 
 
+def main(output: Any) -> Any:
+    """Of what a module returns, the part that ranks sum: all, or the first of several."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def instead(output: Any, t: Tensor) -> Any:
+    """What a module returns, with another tensor for `main`."""
+    return (t, *output[1:]) if isinstance(output, tuple) and output else t
+
+
 def probes(model: nn.Module) -> tuple[Probe, ...]:
     """Two probes of different sizes that the model takes, and one that it goes on by, if it can.
 
