@@ -13,10 +13,10 @@ from torch import nn
 from hasten.checkpoints import Filling, Plan, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
-from hasten.errors import ConfigError, HastenError
+from hasten.errors import ConfigError, HastenError, UnsupportedModel
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
-from hasten.inject.attach import attach
+from hasten.inject.attach import NoFamily, attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
@@ -24,6 +24,7 @@ from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.invariance import check_fallbacks, check_invariance
 from hasten.inject.joining import Division, check_divisible, compare, join, local_device, ranks
+from hasten.inject.linears import Found, Linears, Names, find
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
@@ -46,7 +47,7 @@ def init_inference(
     source = open_checkpoint(options.checkpoint, options.base_dir)
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
-        _backbones(given, options)  # a model that is refused keeps its values
+        _parts(given, options, group)  # a model that is refused keeps its values
     try:
         # of a model that is divided only the shares go to the device
         filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
@@ -61,14 +62,16 @@ def init_inference(
 def _engine(
     given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, group: Group | None
 ) -> InferenceEngine:
-    model, backbones = _seen(given, options, group)
-    device, division, apart = _device(model, options), None, frozenset[int]()
+    model, backbones, found = _seen(given, options, group)
+    device, division, apart, linears = _device(model, options), None, frozenset[int](), None
     if group is not None:
         division = Division(group, _experts(options), device, options.dtype)
+        if found is not None:
+            linears, device = Linears(model, found, division), None  # it moves the model itself, once it is divided
         tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
         apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
     cast = Cast(model, options.dtype, device, options.keep_originals, apart)
-    engine = InferenceEngine(model, options, backbones, cast, division)
+    engine = InferenceEngine(model, options, backbones, cast, division, linears)
     engine.start()
     if wanted is not None:
         try:
@@ -81,25 +84,54 @@ def _engine(
     return engine
 
 
-def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
-    """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
-    model, backbones, failure = given, list[Backbone](), None
+def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone], Found | None]:
+    """The model, without adapters, and its parts, if every rank has found the same and can divide it."""
+    model, backbones, found, failure = given, list[Backbone](), None, None
     try:
         check_weights(given)
-        model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+        model = merge_adapters(given, options.merge_adapters, lambda m: _parts(m, options, None))
         if model is not given:
             check_weights(model)
-        backbones = _backbones(model, options)
+        backbones, found = _parts(model, options, group)
         if group is not None:
             check_divisible((b.tower for b in backbones), group.size, _experts(options))
     except HastenError as error:
         failure = error
     if group is not None:
         on = _device(model, options) or _home(model)
-        compare(group, on, model, [b.tower for b in backbones], failure is not None)
+        described = [b.tower for b in backbones] if found is None else [found.plan]
+        compare(group, on, model, described, failure is not None)
     if failure is not None:
         raise failure
-    return model, backbones
+    return model, backbones, found
+
+
+def _parts(model: nn.Module, options: Options, group: Group | None) -> tuple[list[Backbone], Found | None]:
+    """The backbones that are fused; or, of several ranks, the plan by which a model without any is divided."""
+    policy = options.injection_policy or {}
+    validate_policy(model, policy)
+    family = resolve_policy(model, policy, FAMILIES)
+    names = {layer: value for layer, value in policy.items() if isinstance(value, tuple)}
+    if not options.replace_with_kernel_inject:
+        return [], None if group is None else _linearly(model, options, group, names)
+    try:
+        backbones = attach(model, family)
+    except (UnsupportedModel, ConfigError) as error:
+        if group is None or family is not None:
+            raise
+        return [], _linearly(model, options, group, names, error.why if isinstance(error, NoFamily) else str(error))
+    for b in backbones:
+        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
+        check_forwards(b.module, b.path)
+    if options.batch_invariant:
+        check_invariance(model, backbones, options.dtype, _device(model, options))
+    return backbones, None
+
+
+def _linearly(model: nn.Module, options: Options, group: Group, names: Names, instead: str = "") -> Found:
+    if options.ep_size > 1:
+        raise ConfigError(f"ep_size={options.ep_size} leaves experts whole, which takes a family that describes them")
+    return find(model, names, group.size, instead)
 
 
 def _group(model: nn.Module, options: Options) -> Group | None:
@@ -118,6 +150,7 @@ def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> In
         return engine
     ranks = 1 if group is None else group.size
     cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+    cuts |= {} if engine.linears is None else engine.linears.stored
     state = engine.module.state_dict()  # of all ranks
     if group is None or group.rank == 0:
         try:
@@ -130,22 +163,6 @@ def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> In
         engine.revert(force=True)
         raise failure
     return engine
-
-
-def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
-    policy = options.injection_policy
-    if policy is not None:
-        validate_policy(model, policy)
-    family = resolve_policy(model, policy, FAMILIES)
-    if not options.replace_with_kernel_inject:
-        return []
-    backbones = attach(model, family)
-    for b in backbones:
-        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
-        check_forwards(b.module, b.path)
-    if options.batch_invariant:
-        check_invariance(model, backbones, options.dtype, _device(model, options))
-    return backbones
 
 
 def _plans(model: nn.Module, options: Options) -> list[Plan]:

@@ -15,6 +15,7 @@ from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.joining import Division, share_draws
+from hasten.inject.linears import Linears
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
 from hasten.inject.options import Options
@@ -37,12 +38,13 @@ class InferenceEngine(nn.Module):
         backbones: list[Backbone],
         cast: Cast,
         division: Division | None = None,
+        linears: Linears | None = None,
     ) -> None:
         super().__init__()
-        self.division = division
+        self.division, self.linears = division, linears
         self.module, self.options, self.backbones, self.cast = module, options, backbones, cast
         self.certificate: Certificate | None = None
-        self.notes: list[str] = list(options.notes)
+        self.notes: list[str] = [*options.notes, *(() if linears is None else linears.found.notes)]
         self._trained = [m for m in module.modules() if m.training]
         self._times: list[float] | None = None
         self.generating = self._generating()
@@ -65,6 +67,8 @@ class InferenceEngine(nn.Module):
                 )
             if self.generating is not None:
                 self.generating.install()
+            if self.linears is not None:
+                self.linears.install()
         except BaseException:
             for b in reversed(installed):
                 b.remove()
@@ -195,6 +199,8 @@ class InferenceEngine(nn.Module):
             self.generating.remove()
         for b in reversed(self.backbones):
             b.remove()
+        if self.linears is not None:
+            self.linears.remove()
         self.cast.undo()
         self._to_train()
         self.live = False

@@ -136,12 +136,15 @@ def check_divisible(towers: Iterable[Tower], size: int, experts: Split) -> None:
         check(t, size, experts)
 
 
-def compare(group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower], failed_here: bool) -> None:
+def compare(
+    group: Group, device: torch.device, model: nn.Module, described: Iterable[object], failed_here: bool
+) -> None:
     """Raise where ranks do not hold the same model, or one of them cannot serve it.
 
-    Every rank calls this, whatever it has found, so that none waits for one that has given up.
+    described: what each has found out about its layers; equal values are printed alike. Every rank calls this, whatever
+    it has found, so that none waits for one that has given up.
     """
-    own = [int(not failed_here), *_digests(model, towers)]
+    own = [int(not failed_here), *_digests(model, described)]
     heard = group.all_gather(torch.tensor(own, device=device)).view(group.size, -1).tolist()
     if failed_here:
         return  # the error itself is raised by who has it
@@ -161,13 +164,13 @@ def _named(numbers: list[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _digests(model: nn.Module, towers: Iterable[Tower]) -> list[int]:
+def _digests(model: nn.Module, described: Iterable[object]) -> list[int]:
     """Numbers that differ, but for chance, where models do, in the order of COMPARED: of each tensor three values."""
     tensors: Mapping[str, Tensor] = dict(model.named_parameters())
     shapes = [(n, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()]
     with torch.no_grad():
         few = [t.flatten()[[0, t.numel() // 2, -1]].double().tolist() for t in tensors.values() if t.numel()]
-    return [_number(repr(x)) for x in (shapes, few, [*towers])]
+    return [_number(repr(x)) for x in (shapes, few, [*described])]
 
 
 def _number(text: str) -> int:

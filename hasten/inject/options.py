@@ -263,11 +263,9 @@ def _division(settings: dict[str, Setting]) -> Iterator[str]:
         yield f"{experts} must be 1 or the number of processes that hold the model together (mp_size), which is {most}"
     if most == 1:
         return
-    invariant, fuse = settings.get("batch_invariant"), settings.get("replace_with_kernel_inject")
+    invariant = settings.get("batch_invariant")
     if invariant and invariant.value:
         yield f"{invariant} cannot be kept among {most} processes, whose sums it does not order: leave one of them out"
-    if fuse and not fuse.value:
-        yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
 
 
 def _together(problems: list[str]) -> str:
