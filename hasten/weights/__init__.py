@@ -5,6 +5,7 @@ from hasten.weights.fetch import Binding, fetch, resolve, stored
 from hasten.weights.packing import BLOCKED, GROUPED, SEQUENTIAL, STRIDED, Packing
 from hasten.weights.plan import Param, params
 from hasten.weights.shard import Split, check, is_split, join, local, shard, share, sizes
+from hasten.weights.stages import Cuts, counted, cut, holders, part, renamed
 
 __all__ = [
     "BLOCKED",
@@ -12,6 +13,7 @@ __all__ = [
     "SEQUENTIAL",
     "STRIDED",
     "Binding",
+    "Cuts",
     "Dialect",
     "Packed",
     "Packing",
@@ -19,11 +21,16 @@ __all__ = [
     "Split",
     "Stored",
     "check",
+    "counted",
+    "cut",
     "fetch",
+    "holders",
     "is_split",
     "join",
     "local",
     "params",
+    "part",
+    "renamed",
     "resolve",
     "shard",
     "share",
