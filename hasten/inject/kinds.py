@@ -103,7 +103,8 @@ def _device(value: Any) -> torch.device:
     return device
 
 
-SIZES = ("get_model_parallel_world_size", "get_tensor_model_parallel_world_size", "size")
+SIZES = ("get_tensor_model_parallel_world_size", "get_model_parallel_world_size", "size")
+PIPELINE = ("get_pipeline_model_parallel_world_size",)
 
 
 def world_size(value: Any, methods: tuple[str, ...] = SIZES, expected: str = "processes") -> int:

@@ -12,6 +12,9 @@ from torch import Tensor
 from hasten.model.context import Dense, Store
 from hasten.spec import Rope
 
+ENOUGH = 64
+"""Tokens of a piece: with fewer, what it costs is the weights that every piece reads again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -38,12 +41,12 @@ class Pieces:
 
 
 def pieces(ctx: Dense, batch: int, count: int) -> Pieces | None:
-    """The batch in as many pieces as asked for, or as it has rows; None where it has to stay together.
+    """The batch in as many pieces as asked for, or as are worth it; None where it has to stay together.
 
     A store appends to all rows at once. So its rows can come one after the other only where it is empty, and where
     nobody has made a mask for what it would give.
     """
-    count = min(count, batch)
+    count = min(count, batch, batch * ctx.positions.shape[-1] // ENOUGH)
     if count < 2 or (ctx.store is not None and (ctx.past or ctx.masks)):
         return None
     ends = [batch * k // count for k in range(count + 1)]
