@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hasten.errors import ConfigError, WeightError
+from hasten.errors import ConfigError, HastenError, WeightError
 from hasten.inject.kinds import world_size
 from hasten.parallel import Group, Place, Processes
 from hasten.parallel.symmetric import closest
@@ -25,6 +26,7 @@ GROUPS = ("get_model_parallel_group", "get_tensor_model_parallel_group")
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH = "start the script with `hasten run --num_gpus {} script.py`, torchrun or DeepSpeed's launcher"
 _joined: WeakSet[Processes] = WeakSet()
+SAID = 1000  # bytes of an error that the other ranks hear
 COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values", "the description of the layers")
 
 
@@ -136,21 +138,36 @@ def check_divisible(towers: Iterable[Tower], size: int, experts: Split) -> None:
         check(t, size, experts)
 
 
-def compare(group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower], failed_here: bool) -> None:
-    """Raise where ranks do not hold the same model, or one of them cannot serve it.
+@contextmanager
+def in_step(group: Group | None, device: torch.device, what: str) -> Iterator[None]:
+    """What fails inside on one rank fails on all: there with its own error, elsewhere with one that tells of it.
 
-    Every rank calls this, whatever it has found, so that none waits for one that has given up.
+    device: where the group exchanges. Inside, ranks do not wait for each other. Raises HastenError.
     """
-    own = [int(not failed_here), *_digests(model, towers)]
-    heard = group.all_gather(torch.tensor(own, device=device)).view(group.size, -1).tolist()
-    if failed_here:
-        return  # the error itself is raised by who has it
-    failed = [r for r, told in enumerate(heard) if not told[0]]
-    if failed:
-        raise ConfigError(f"{_named(failed)} cannot serve the model, as the errors there say; this is {group.rank}")
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+    if group is not None:
+        said = b"" if failure is None else f"{type(failure).__name__}: {failure}".encode()[:SAID]
+        own = torch.tensor(list(said.ljust(SAID, b"\0")), dtype=torch.uint8, device=device)
+        heard = [bytes(told).rstrip(b"\0") for told in group.all_gather(own).view(group.size, SAID).tolist()]
+        if failure is None and any(heard):
+            parts = [f"rank {r}: {told.decode(errors='replace')}" for r, told in enumerate(heard) if told]
+            failure = HastenError(
+                f"{what} failed elsewhere, so rank {group.rank} of {group.size} gave it up too. " + "; ".join(parts)
+            )
+    if failure is not None:
+        raise failure
+
+
+def compare(group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower]) -> None:
+    """WeightError, on every rank, where ranks do not hold the same model."""
+    heard = group.all_gather(torch.tensor(_digests(model, towers), device=device)).view(group.size, -1).tolist()
     unlike = [r for r, told in enumerate(heard) if told != heard[0]]
     if unlike:
-        parts = [what for k, what in enumerate(COMPARED, 1) if any(told[k] != heard[0][k] for told in heard)]
+        parts = [what for k, what in enumerate(COMPARED) if any(told[k] != heard[0][k] for told in heard)]
         raise WeightError(
             f"{_named(unlike)} of {group.size} loaded another model than rank 0: {' and '.join(parts)} differ; every "
             "rank has to give init_inference the same"
