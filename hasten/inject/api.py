@@ -13,7 +13,7 @@ from torch import nn
 from hasten.checkpoints import Filling, Plan, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
-from hasten.errors import ConfigError, HastenError
+from hasten.errors import ConfigError
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
 from hasten.inject.attach import attach
@@ -23,7 +23,7 @@ from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
 from hasten.inject.invariance import check_fallbacks, check_invariance
-from hasten.inject.joining import Division, check_divisible, compare, join, local_device, ranks
+from hasten.inject.joining import Division, check_divisible, compare, in_step, join, local_device, ranks
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
@@ -83,8 +83,8 @@ def _engine(
 
 def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
     """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
-    model, backbones, failure = given, list[Backbone](), None
-    try:
+    on = _device(given, options) or _home(given)
+    with in_step(group, on, "looking at the model"):
         check_weights(given)
         model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
         if model is not given:
@@ -92,13 +92,8 @@ def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.M
         backbones = _backbones(model, options)
         if group is not None:
             check_divisible((b.tower for b in backbones), group.size, _experts(options))
-    except HastenError as error:
-        failure = error
     if group is not None:
-        on = _device(model, options) or _home(model)
-        compare(group, on, model, [b.tower for b in backbones], failure is not None)
-    if failure is not None:
-        raise failure
+        compare(group, on, model, [b.tower for b in backbones])
     return model, backbones
 
 
@@ -113,22 +108,19 @@ def _experts(options: Options) -> Split:
 
 def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> InferenceEngine:
     """The engine, its weights written where the user wants them, cut for as many ranks as there are."""
-    path, failure = options.save_mp_checkpoint_path, None
+    path = options.save_mp_checkpoint_path
     if path is None:
         return engine
     ranks = 1 if group is None else group.size
     cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
     state = engine.module.state_dict()  # of all ranks
-    if group is None or group.rank == 0:
-        try:
-            save_split(Path(path), state.items(), cuts, ranks)
-        except BaseException as error:
-            failure = error
-    if group is not None and group.share(failure is not None) and failure is None:
-        failure = ConfigError(f"save_mp_checkpoint_path={path!r}: rank 0 could not write it")
-    if failure is not None:
+    try:
+        with in_step(group, engine.cast.device or _home(engine.module), f"writing save_mp_checkpoint_path={path!r}"):
+            if group is None or group.rank == 0:
+                save_split(Path(path), state.items(), cuts, ranks)
+    except BaseException:
         engine.revert(force=True)
-        raise failure
+        raise
     return engine
 
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hasten.errors import RequestError
 from hasten.families.family import Seam
 from hasten.inject.ahead import settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
-from hasten.inject.hf_cache import spelled
+from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
 from hasten.model import Transformer
@@ -58,26 +59,27 @@ class Backbone:
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def install(
-        self,
-        backend: str | None = None,
-        graphs: bool = True,
-        skip_padding: bool = False,
-        division: Division | None = None,
-    ) -> None:
+    def lend(self, division: Division | None = None) -> None:
+        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together."""
+        self.division = division
+        self.loan = Loan(self.model, self.bindings, division)
+
+    def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.
 
         graphs: calls of encoders that repeat themselves on a GPU may be recorded. skip_padding: as the option says.
-        division: among whom the layers are divided; then all of them make the same calls.
         """
+        if self.loan is None:
+            self.lend()
+        assert self.loan is not None
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
+        division = self.division
         self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
-        self.division = division
         own = self.tower
         if division is not None:
             own = local(own, division.group.rank, division.group.size, division.experts)
-        self.loan = Loan(self.model, self.bindings, division)
+        self.loan.take()
         everywhere = {} if backend is None else dict.fromkeys(range(len(own.blocks)), backend)
         place = ALONE if division is None else division.place
         self.transformer = Transformer(own, self.loan.weights, everywhere, place)
@@ -105,7 +107,7 @@ class Backbone:
         if self.loan is not None:
             if self.graphs is not None:
                 self.graphs.clear()
-            del self.transformer  # it holds the canonical tensors, which are to go one by one
+            self.__dict__.pop("transformer", None)  # it holds the canonical tensors, which are to go one by one
             self.loan.give_back()
             self.loan = None
 
@@ -117,6 +119,7 @@ class Backbone:
             return self.detour(why, args, kwargs)
         if not self.call.ahead:
             settle()
+        self._check_cache(arguments, None)
         self.calls += 1
         return self.call.run(self, arguments)
 
@@ -152,12 +155,26 @@ class Backbone:
         """The model's own forward, on the same weights."""
         assert self.loan is not None
         settle()
+        self._check_cache(self.arguments(args, kwargs), why)
         self.detours[why] += 1
         with self.loan.filled():
             output = self.theirs(*args, **kwargs)
         if self.watch is not None:
             self.watch.last["original"] = self.call.hidden(self, output)
         return output
+
+    def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
+        """RequestError for a cache of one rank's heads in a call that makes a detour, or of all heads in one of ours."""
+        if self.division is None:
+            return
+        serving = self.tower if detour else self.transformer.tower
+        held, needed = heads(arguments.get(CACHE)), serving.blocks[0].attention.kv_heads
+        if held not in (None, needed):
+            goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
+            raise RequestError(
+                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: that one keeps "
+                f"all heads, and the fused backbone those of its rank. Begin with a new cache where calls change"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""

@@ -49,6 +49,13 @@ def length(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def heads(cache: Any) -> int | None:
+    """Key-value heads of the first layer that a cache holds; None: it holds nothing yet, or does not tell."""
+    kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    keys = next((getattr(layer, "keys", None) for layer in getattr(kept, "layers", ())), None)
+    return keys.shape[1] if isinstance(keys, Tensor) and keys.ndim == 4 else None
+
+
 def spelled(arguments: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments with its cache under `CACHE`, however the forward spells it; two of them stay apart."""
     given = [n for n in SPELLINGS if n in arguments]

@@ -37,8 +37,11 @@ class Loan:
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
         self.homes: dict[str, torch.device] = {}  # where whole tensors go that ranks have shares of
-        tensors = live_tensors(model)
-        for b in bindings:
+
+    def take(self) -> None:
+        """Borrow everything; what was borrowed when that fails, `give_back` gives back."""
+        tensors = live_tensors(self.model)
+        for b in self.bindings:
             self._take(b, tensors)
 
     def _take(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
@@ -78,8 +81,10 @@ class Loan:
         return torch.empty(own.shape, dtype=d.dtype or own.dtype, device=d.device or own.device).copy_(own)
 
     def _canonical(self, b: Binding) -> Tensor:
-        """The whole canonical tensor of an emptied parameter; all ranks ask for it where they divide it."""
-        own, d = self.weights[b.param.name], self.division
+        """The whole canonical tensor; all ranks ask for it where they divide it, also one that has taken no share."""
+        own, d = self.weights.get(b.param.name), self.division
+        if own is None:
+            own = self._share(b, live_tensors(self.model))
         if d is None or not divides(d, b):
             return own
         shares = d.group.all_gather(own.detach().flatten()).view(d.group.size, *own.shape)
@@ -118,16 +123,18 @@ class Loan:
     def give_back(self) -> None:
         """Every live parameter gets memory of its own again, with the same values; the loan is over.
 
-        What ranks divided comes back to the device that it was on.
+        What ranks divided comes back to the device that it was on. All of them call this, whatever they have taken.
         """
         tensors, done = live_tensors(self.model), set[str]()
         for b in self.bindings:
-            canonical = self.weights.get(b.param.name)
-            if canonical is None or not done.isdisjoint(b.keys):
+            taken, divided = b.param.name in self.weights, divides(self.division, b)
+            if not (taken or divided) or not done.isdisjoint(b.keys):
                 self.weights.pop(b.param.name, None)
                 continue
             done.update(b.keys)
-            apart = [stored(b, self._canonical(b))] if any(k in self.emptied for k in b.keys) else []
+            apart = [stored(b, self._canonical(b))] if divided or any(k in self.emptied for k in b.keys) else []
+            if not taken:
+                continue  # the other ranks have got their part of it
             del self.weights[b.param.name]
             for k in b.keys:
                 live = tensors[k]
