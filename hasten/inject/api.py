@@ -22,13 +22,14 @@ from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
+from hasten.inject.groups import Asked, join, local_device
+from hasten.inject.held import held
 from hasten.inject.invariance import check_fallbacks, check_invariance
-from hasten.inject.joining import Division, check_divisible, compare, in_step, join, local_device, ranks
+from hasten.inject.joining import Division, check_divisible, compare, in_step
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
 from hasten.ops.backends import load
-from hasten.parallel import Group
 from hasten.weights import Split
 
 
@@ -40,17 +41,17 @@ def init_inference(
     wanted = settings(options.certify)
     load()
     given = check_model(model)
-    group = _group(given, options)
+    division = _division(given, options)
     if options.checkpoint is None:
-        return _saved(_engine(given, options, wanted, group), options, group)
+        return _saved(_engine(given, options, wanted, division), options)
     source = open_checkpoint(options.checkpoint, options.base_dir)
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     if not filling.meta:
         _backbones(given, options)  # a model that is refused keeps its values
     try:
         # of a model that is divided only the shares go to the device
-        filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
-        engine = _saved(_engine(given, options, wanted, group), options, group)
+        filling.fill(_home(given) if division is not None else _device(given, options) or _home(given))
+        engine = _saved(_engine(given, options, wanted, division), options)
     except BaseException:
         filling.undo()
         raise
@@ -59,15 +60,11 @@ def init_inference(
 
 
 def _engine(
-    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, group: Group | None
+    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, division: Division | None
 ) -> InferenceEngine:
-    model, backbones = _seen(given, options, group)
-    device, division, apart = _device(model, options), None, frozenset[int]()
-    if group is not None:
-        division = Division(group, _experts(options), device, options.dtype)
-        tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
-        apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
-    cast = Cast(model, options.dtype, device, options.keep_originals, apart)
+    model, backbones = _seen(given, options, division)
+    apart = frozenset[int]() if division is None else _apart(model, backbones, division)
+    cast = Cast(model, options.dtype, _device(model, options), options.keep_originals, apart)
     engine = InferenceEngine(model, options, backbones, cast, division)
     engine.start()
     if wanted is not None:
@@ -81,37 +78,57 @@ def _engine(
     return engine
 
 
-def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
+def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> frozenset[int]:
+    """The ids of parameters of which this rank does not keep what the model has."""
+    tensors, chain, found = live_tensors(model), division.place.chain, set[int]()
+    for b in backbones:
+        stages = None if chain is None else held(b.tower, b.bindings, division.cuts(b.tower), chain)
+        for one in b.bindings:
+            if divides(division, one) or (stages is not None and not stages.here(one)):
+                found.update(id(tensors[k]) for k in one.keys)
+    return frozenset(found)
+
+
+def _seen(given: nn.Module, options: Options, division: Division | None) -> tuple[nn.Module, list[Backbone]]:
     """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
-    on = _device(given, options) or _home(given)
+    on, group = _device(given, options) or _home(given), None if division is None else division.everyone
     with in_step(group, on, "looking at the model"):
         check_weights(given)
         model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
         if model is not given:
             check_weights(model)
         backbones = _backbones(model, options)
-        if group is not None:
-            check_divisible((b.tower for b in backbones), group.size, _experts(options))
+        if division is not None:
+            check_divisible((b.tower for b in backbones), division)
     if group is not None:
         compare(group, on, model, [b.tower for b in backbones])
     return model, backbones
 
 
-def _group(model: nn.Module, options: Options) -> Group | None:
-    """The processes that hold the model together; None where this one does so alone."""
-    return join(options.tp_size, options.mpu, options.tp_group, _device(model, options) or _home(model))
+def _division(model: nn.Module, options: Options) -> Division | None:
+    """Among whom the model is divided; None where this process has it alone."""
+    device = _device(model, options)
+    place = join(_asked(options), device or _home(model))
+    if place.everyone is None:
+        return None
+    assert place.tensor is not None, "join gives a group, if of one"
+    experts: Split = "inside" if options.ep_size == 1 else "whole"
+    return Division(place.tensor, experts, device, options.dtype, place.stages, options.layers)
 
 
-def _experts(options: Options) -> Split:
-    return "inside" if options.ep_size == 1 else "whole"
+def _asked(options: Options) -> Asked:
+    return Asked(options.tp_size, options.tp_group, options.pp_size, options.pp_group, options.mpu)
 
 
-def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> InferenceEngine:
+def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
     """The engine, its weights written where the user wants them, cut for as many ranks as there are."""
     path = options.save_mp_checkpoint_path
     if path is None:
         return engine
-    ranks = 1 if group is None else group.size
+    division, ranks = engine.division, 1
+    group = None if division is None else division.everyone
+    if division is not None:
+        ranks = division.group.size
     cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
     state = engine.module.state_dict()  # of all ranks
     try:
@@ -152,7 +169,7 @@ def _device(model: nn.Module, options: Options) -> torch.device | None:
     if options.device is not None:
         return options.device
     if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
-        divided = ranks(options.tp_size, options.mpu, options.tp_group) > 1
+        divided = _asked(options).ranks > 1
         return local_device() if divided else torch.device("cuda", torch.cuda.current_device())
     return None
 

@@ -10,7 +10,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,17 @@ from hasten.families.family import Seam
 from hasten.inject.ahead import settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
+from hasten.inject.held import held
 from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
 from hasten.model import Transformer
 from hasten.parallel import ALONE
 from hasten.spec import Tower
-from hasten.weights import Binding, local
+from hasten.weights import Binding, local, part, renamed
 
 if TYPE_CHECKING:
-    from hasten.inject.certificate import Watch
+    from hasten.inject.watch import Watch
 
 Arguments = dict[str, Any]
 
@@ -50,6 +51,7 @@ class Backbone:
         self._spelling = Spelling(self.signature)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
+        self.here = range(len(tower.blocks))  # the blocks of this stage
         self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
@@ -61,8 +63,12 @@ class Backbone:
 
     def lend(self, division: Division | None = None) -> None:
         """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together."""
-        self.division = division
-        self.loan = Loan(self.model, self.bindings, division)
+        self.division, chain = division, None if division is None else division.place.chain
+        self.here = range(len(self.tower.blocks)) if division is None else division.blocks(self.tower)
+        stages = None
+        if division is not None and chain is not None:
+            stages = held(self.tower, self.bindings, division.cuts(self.tower), chain)
+        self.loan = Loan(self.model, self.bindings, division, stages)
 
     def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.
@@ -78,11 +84,11 @@ class Backbone:
         self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
         own = self.tower
         if division is not None:
-            own = local(own, division.group.rank, division.group.size, division.experts)
+            own = part(local(own, division.group.rank, division.group.size, division.experts), self.here)
         self.loan.take()
         everywhere = {} if backend is None else dict.fromkeys(range(len(own.blocks)), backend)
         place = ALONE if division is None else division.place
-        self.transformer = Transformer(own, self.loan.weights, everywhere, place)
+        self.transformer = Transformer(own, self._lent(), everywhere, place)
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
@@ -164,17 +170,22 @@ class Backbone:
         return output
 
     def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
-        """RequestError for a cache of one rank's heads in a call that makes a detour, or of all heads in one of ours."""
+        """RequestError for a cache of what one rank has in a call that makes a detour, or of everything in one of ours."""
         if self.division is None:
             return
-        serving = self.tower if detour else self.transformer.tower
-        held, needed = heads(arguments.get(CACHE)), serving.blocks[0].attention.kv_heads
-        if held not in (None, needed):
-            goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
-            raise RequestError(
-                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: that one keeps "
-                f"all heads, and the fused backbone those of its rank. Begin with a new cache where calls change"
-            )
+        layers, at = (self.tower.blocks, count()) if detour else (self.transformer.tower.blocks, iter(self.here))
+        found = heads(arguments.get(CACHE))
+        for i, attention in zip(at, (b.attention for b in layers), strict=False):
+            needed = attention.kv_heads, attention.head_dim
+            held = found.get(i, needed)
+            if held != needed:
+                lacks = f"{held[0]} key-value heads" if held[1] == needed[1] else "the layers of one stage"
+                goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
+                raise RequestError(
+                    f"the cache holds {lacks}, and this call needs {needed[0]} in every layer, since it {goes}: that "
+                    "one keeps all heads of all layers, and the fused backbone those of its rank. Begin with a new "
+                    "cache where calls change"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""
@@ -183,8 +194,14 @@ class Backbone:
         if self.graphs is not None:
             self.graphs.clear()
         t = self.transformer
-        self.transformer = Transformer(t.tower, self.loan.weights, t.backends, t.place)
+        self.transformer = Transformer(t.tower, self._lent(), t.backends, t.place)
         return self.module
+
+    def _lent(self) -> Mapping[str, Tensor]:
+        """The weights by the names that they have in the tower that is computed here."""
+        assert self.loan is not None
+        w = self.loan.weights
+        return w if self.loan.held is None else renamed(w, self.here)
 
     def _fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         assert self.loan is not None

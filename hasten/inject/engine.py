@@ -51,7 +51,7 @@ class InferenceEngine(nn.Module):
 
     def start(self) -> None:
         """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was."""
-        group = None if self.division is None else self.division.group
+        group = None if self.division is None else self.division.everyone
         for b in self.backbones:
             b.lend(self.division)
         try:
@@ -114,7 +114,7 @@ class InferenceEngine(nn.Module):
         positional = () if sampling is None else (sampling, *args)  # transformers' generation_config and what follows
         model: Any = self.module
         if self.division is not None:
-            share_draws(self.division.group)
+            share_draws(self.division.everyone)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hasten.errors import ConfigError
-from hasten.inject.kinds import PIPELINE, world_size
+from hasten.inject.kinds import pipeline_size, world_size
 from hasten.parallel import ALONE, Alone, Place, Processes
 from hasten.parallel.symmetric import closest
 
@@ -80,12 +80,6 @@ def local_device() -> torch.device:
             raise ConfigError(f"LOCAL_RANK={own}, but this machine has {count} visible GPUs, one for each rank")
         torch.cuda.set_device(int(own) % count)  # one alone: a launcher that shows each rank its own
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def pipeline_size(mpu: Any) -> int:
-    """The number of stages that a model-parallel unit has; 1 where it knows of none."""
-    size = getattr(mpu, PIPELINE[0], None)
-    return world_size(mpu, PIPELINE) if callable(size) else 1
 
 
 def _given(mpu: Any, group: Any, names: tuple[str, ...]) -> dist.ProcessGroup | None:

@@ -119,6 +119,11 @@ def world_size(value: Any, methods: tuple[str, ...] = SIZES, expected: str = "pr
     raise ValueError(expected)
 
 
+def pipeline_size(mpu: Any) -> int:
+    """The number of stages that a model-parallel unit has; 1 where it knows of none."""
+    return world_size(mpu, PIPELINE) if callable(getattr(mpu, PIPELINE[0], None)) else 1
+
+
 def _mpu(value: Any) -> Any:
     world_size(value, SIZES[:2], "a model-parallel unit with get_model_parallel_world_size()")
     return value

@@ -29,7 +29,7 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """The processes of every column of `rows`, row by row: `columns` are those beside this one, which are numbered on."""
+    """All processes of a grid, numbered row by row: `columns` are those of this one's row, `rows` of its column."""
 
     columns: Group
     rows: Group

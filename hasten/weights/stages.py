@@ -1,4 +1,4 @@
-"""Which blocks of a tower, and which of its parameters, each of several processes holds that stand one behind the other.
+"""Which blocks and parameters of a tower each of several processes holds that stand one behind the other.
 
 A stage's tower is the tower with fewer blocks, counted from 0 again, so that whatever runs a tower runs a stage.
 """

@@ -1,0 +1,45 @@
+"""Which of the stages that hold a model's layers one after the other holds each parameter, and who tells the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hasten.parallel import Chain
+from hasten.spec import Tower
+from hasten.weights import Binding, Cuts, holders
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """`stages`: those that hold a parameter, by its canonical name."""
+
+    chain: Chain
+    stages: Mapping[str, tuple[int, ...]]
+
+    def here(self, b: Binding) -> bool:
+        return self.chain.rank in self.stages[b.param.name]
+
+    def apart(self, b: Binding) -> bool:
+        """Whether some stage does without it."""
+        return len(self.stages[b.param.name]) < self.chain.size
+
+    def told(self, b: Binding, own: Tensor) -> Tensor:
+        """The tensor of the first stage that holds the parameter; every stage calls this, with a tensor like it."""
+        return self.chain.broadcast(own, self.stages[b.param.name][0]).wait()
+
+
+def held(t: Tower, bindings: Sequence[Binding], cuts: Cuts, chain: Chain) -> Held:
+    """Who holds what of a backbone whose blocks are cut so.
+
+    One stored tensor may serve several blocks: all of their stages hold it. So do all hold what the model's own modules
+    read, the table of tokens and the head.
+    """
+    everywhere = range(len(cuts))
+    found = {b.param.name: everywhere if b.param.role == "vocab" else holders(t, b.param, cuts) for b in bindings}
+    together: dict[tuple[str, ...], set[int]] = {}
+    for b in bindings:
+        together.setdefault(b.keys, set()).update(found[b.param.name])
+    return Held(chain, {b.param.name: tuple(sorted(together[b.keys])) for b in bindings})
