@@ -69,7 +69,7 @@ def length(cache: Cache | None) -> int:
 def heads(cache: Any) -> dict[int, tuple[int, int]]:
     """Key-value heads and their width in each layer that a cache holds something of, as far as it tells."""
     kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-    keys = [getattr(layer, "keys", None) for layer in getattr(kept, "layers", ())]
+    keys: list[Any] = [getattr(layer, "keys", None) for layer in getattr(kept, "layers", ())]
     return {i: (k.shape[1], k.shape[3]) for i, k in enumerate(keys) if isinstance(k, Tensor) and k.ndim == 4}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -255,14 +255,18 @@ def _contradictions(settings: dict[str, Setting]) -> Iterator[str]:
 def _division(settings: dict[str, Setting]) -> Iterator[str]:
     """Settings that disagree about how many processes hold the model, or that do not go with several of them."""
     sizes = dict[str, int]()
-    for part, size, group, of_mpu in (
-        ("tensor_parallel", "tp_size", "tp_group", world_size),
-        ("pipeline_parallel", "pp_size", "pp_group", pipeline_size),
-    ):
-        given = [(settings.get(f"{part}.{n}"), read) for n, read in ((size, int), (group, world_size))]
-        given.append((settings.get("tensor_parallel.mpu"), of_mpu))
-        counted = [(s, read(s.value)) for s, read in given if s is not None]
-        if len({n for _, n in counted if part == "tensor_parallel" or n > 1}) > 1:
+    mpu = "tensor_parallel.mpu"
+    ways: dict[str, dict[str, Callable[[Any], int]]] = {
+        "tensor_parallel": {"tensor_parallel.tp_size": int, mpu: world_size, "tensor_parallel.tp_group": world_size},
+        "pipeline_parallel": {
+            "pipeline_parallel.pp_size": int,
+            mpu: pipeline_size,
+            "pipeline_parallel.pp_group": world_size,
+        },
+    }
+    for part, sources in ways.items():
+        counted = [(s, read(s.value)) for path, read in sources.items() if (s := settings.get(path)) is not None]
+        if len({n for s, n in counted if part in s.target or n > 1}) > 1:
             told = " and ".join(f"{s.path} has {n} ({s.origin})" for s, n in counted)
             yield f"different numbers of processes: {told}"
         sizes[part] = max((n for _, n in counted), default=1)

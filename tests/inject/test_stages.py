@@ -36,7 +36,9 @@ def called(name: str, given: dict[str, Any]) -> tuple[float, bool, bool]:
     return lost, exact, reverted
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "mixtral", "bert", "t5", "vit", "albert", "opt", "whisper"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "gpt_neox", "mixtral", "bert", "t5", "vit", "albert", "opt", "whisper"]
+)
 def test_a_call_and_the_state_of_a_model_in_two_stages(name: str) -> None:
     for lost, exact, reverted in ranks.run(2, called, name, {"pp_size": 2}):
         assert lost < 3e-5
