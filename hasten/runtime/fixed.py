@@ -54,6 +54,7 @@ class Fixed:
         self._block = torch.zeros(_bytes(self._fields), dtype=torch.uint8, device=self.device)
         self.at = _carve(self._block, self._fields)
         self.positions = self.at["positions"]
+        self.entering: Tensor | None = None  # (tokens, width): where a stage that has no embedding begins
         self._tables: dict[Rope, Tensor] = {}
         self._turned: dict[Rope, Turn] = {}
 
@@ -79,11 +80,13 @@ class Fixed:
         self._block.copy_(block, non_blocking=True)
 
     def run(self, model: Transformer) -> Tensor:
-        """Hidden states behind the last block, (tokens, width)."""
+        """Hidden states behind the last block that is here, (tokens, width)."""
         for r in dict.fromkeys(b.attention.position for b in model.tower.blocks):
             if isinstance(r, Rope):
                 self._turned[r] = self._turn(r)
-        return model.blocks(model.embed(self.at["ids"], self.positions), self)
+        if self.entering is None:
+            return model.through(model.embed(self.at["ids"], self.positions), self)
+        return model.through(self.entering, self)
 
     def _turn(self, r: Rope) -> Turn:
         if r not in self._tables:

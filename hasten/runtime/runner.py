@@ -62,7 +62,7 @@ class Runner:
         if recorder is None and self.device.type == "cuda":
             recorder = Graphs(self.device)
         if recorder is not None:
-            self.decoder = Decoder(model, Kept(self.pools, self.turns, self.slopes), self.sampler, recorder)
+            self.decoder = Decoder(model, Kept(self.pools, self.turns, self.slopes), self.sampler, recorder, self.stage)
         self.pages = Pages(self.pools.limit if recorder is None else 0)
 
     def scheduler(self, budget: int) -> Scheduler:

@@ -13,6 +13,7 @@ from hasten.model.context import Context
 from hasten.parallel import Chain, Coming
 from hasten.runtime.request import Chosen, Sampling
 from hasten.runtime.sampler import Choosing, Sampler, most_wanted
+from hasten.runtime.scheduler import Row
 from hasten.runtime.scheduler import Sequence as Line
 from hasten.spec import Tokens
 
@@ -64,6 +65,28 @@ class Stage:
         if self.model.place.last:
             return self.tell(self._sampler.choose(self.model.predict(x), lines), lines, moving)
         return self.hear(lines, moving)
+
+    def recorded(
+        self,
+        rows: Sequence[Row],
+        entering: Tensor | None,
+        record: Callable[[], Tensor | None],
+        chosen: Callable[[Tensor | None], Choosing],
+    ) -> Relayed:
+        """A pass of these rows whose launches a record has. Only real tokens go from stage to stage.
+
+        entering: where the record reads hidden states, if it does. record: gives hidden states, or on the last stage
+        what `chosen` makes tokens of.
+        """
+        lines, tokens = [row.sequence for row in rows if row.samples], sum(row.stop - row.start for row in rows)
+        if entering is not None:
+            entering[:tokens].copy_(self.enter(entering[:tokens]))
+        made = record()
+        if self.model.place.last:
+            return self.tell(chosen(made), lines, []) if lines else Relayed(lines, None, [])
+        assert made is not None, "this record ends at hidden states"
+        moving = self.leave(made[:tokens].clone())  # the next pass is recorded into the same memory
+        return self.hear(lines, moving) if lines else Relayed(lines, None, moving)
 
     def tell(self, made: Choosing, lines: Sequence[Line], moving: list[Coming]) -> Relayed:
         """The pass whose tokens were chosen here, which the other stages `hear`."""
