@@ -73,11 +73,11 @@ def test_a_call_and_the_state_of_a_divided_model(name: str, size: int) -> None:
         assert here < whole
 
 
-def generated(name: str, size: int) -> list[Any]:
+def generated(name: str, given: dict[str, Any]) -> list[Any]:
     """What differs between one process and several in generation."""
     theirs: Any
     theirs, alone, engine = build(TINY[name]), build(TINY[name]), build(TINY[name])
-    alone, engine = hasten.init_inference(alone), hasten.init_inference(engine, mp_size=size)
+    alone, engine = hasten.init_inference(alone), hasten.init_inference(engine, **given)
     wrong: list[Any] = []
 
     def same(what: str, make: Callable[[Any], Any]) -> None:
@@ -106,7 +106,7 @@ def test_generation_in_step(name: str) -> None:
     size = next((n for n in (4, 2, 3) if fits(name, n)), None)
     if size is None:
         pytest.skip("it has no equal parts")
-    assert ranks.run(size, generated, name, size) == [[]] * size
+    assert ranks.run(size, generated, name, {"mp_size": size}) == [[]] * size
 
 
 def own_group() -> list[bool]:

@@ -10,7 +10,7 @@ import torch
 import hasten
 from hasten.inject.attach import attach
 from hasten.inject.probe import probe
-from tests.inject.test_ranks import first
+from tests.inject.test_ranks import first, generated
 from tests.parallel import ranks
 from tests.tiny import TINY, build
 
@@ -44,3 +44,17 @@ def test_a_call_and_the_state_of_a_model_in_two_stages(name: str) -> None:
         assert lost < 3e-5
         assert exact
         assert reverted
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_generation_in_two_stages(name: str) -> None:
+    assert ranks.run(2, generated, name, {"pp_size": 2}) == [[], []]
+
+
+def test_layers_divided_by_two_in_two_stages() -> None:
+    given = {"mp_size": 2, "pp_size": 2}
+    for lost, exact, reverted in ranks.run(4, called, "llama", given):
+        assert lost < 3e-5
+        assert exact
+        assert reverted
+    assert ranks.run(4, generated, "llama", given) == [[]] * 4
