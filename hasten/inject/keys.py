@@ -83,6 +83,7 @@ CONTAINER = (
     "in the description says which"
 )
 NO_CHECKPOINT = "it only says where a checkpoint lies: `base_dir` does"
+PIPELINE = "Gives layers to one process after the other: see parallel.md. A number alone is its pp_size."
 SPLIT = "how a layer is divided follows from its heads and widths"
 UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
 
@@ -198,21 +199,10 @@ KEYS: tuple[Key, ...] = (
     Key("tensor_parallel.tp_group", TP_GROUP, None, "works",
         "The group of torch.distributed whose processes hold the model together.",
     ),
-    Key("pipeline_parallel", SECTION, {}, "works",
-        "Gives several processes layers that follow each other: see parallel.md. A number alone is its pp_size.",
-        ("pp",), shorthand="pp_size",
-    ),
-    Key("pipeline_parallel.pp_size", COUNT, 1, "works",
-        "How many stages the layers are cut into, so that the dearest is as cheap as it can be; each is held by "
-        "`tp_size` processes. There have to be tp_size times pp_size processes.",
-    ),
-    Key("pipeline_parallel.layers", COUNTS, None, "works",
-        "How many layers each stage has, first to last. Not given: as their costs say.",
-    ),
-    Key("pipeline_parallel.pp_group", TP_GROUP, None, "works",
-        "The group of torch.distributed whose processes are the stages; an `mpu` names them by its "
-        "get_pipeline_model_parallel_group().",
-    ),
+    Key("pipeline_parallel", SECTION, {}, "works", PIPELINE, ("pp",), shorthand="pp_size"),
+    Key("pipeline_parallel.pp_size", COUNT, 1, "works", "How many stages there are: tp_size processes hold each."),
+    Key("pipeline_parallel.layers", COUNTS, None, "works", "Layers of each stage, where their costs do not decide."),
+    Key("pipeline_parallel.pp_group", TP_GROUP, None, "works", "The group of torch.distributed that the stages are."),
     Key("moe", SECTION, {}, "works", "How experts are divided among the ranks of mp_size.", shorthand="enabled"),
     Key("moe.enabled", FLAG, True, "needless", EXPERTS),
     Key("moe.ep_size", COUNT, 1, "works",

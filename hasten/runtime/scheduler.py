@@ -74,10 +74,10 @@ class Scheduler:
     """Runs the oldest first and restarts the youngest when pages run out, so that the oldest always gets on.
 
     budget: tokens in one pass. restarts: lengths beyond which what a shorter sequence cached is void (LongRope).
-    promise: ask for neighbouring pages. places: sequences that run at once, if that has a limit. lanes: passes under way
-    at once, each with its part of the sequences, of which none runs while a token of it is coming. Completions of one
-    prompt share no pages: each runs the prompt itself. A sequence is admitted where all it has fits, so that what gave
-    way for an older one does not come back at once.
+    promise: ask for neighbouring pages. places: sequences that run at once, if that has a limit. lanes: passes under
+    way at once, each with its part of the sequences, of which none runs while a token of it is coming. Completions of
+    one prompt share no pages: each runs the prompt itself. A sequence is admitted where all it has fits, so that what
+    gave way for an older one does not come back at once.
     """
 
     def __init__(
