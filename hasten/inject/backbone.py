@@ -170,7 +170,7 @@ class Backbone:
         return output
 
     def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
-        """RequestError for a cache of one rank's part in a call that makes a detour, or of all there is in one of ours."""
+        """RequestError for a cache of one rank's part in a call that makes a detour, or a whole one in one of ours."""
         if self.division is None:
             return
         layers, at = (self.tower.blocks, count()) if detour else (self.transformer.tower.blocks, iter(self.here))
