@@ -4,6 +4,7 @@ from hasten.weights.dialect import Dialect, Packed, Stored
 from hasten.weights.fetch import Binding, fetch, resolve, stored
 from hasten.weights.packing import BLOCKED, GROUPED, SEQUENTIAL, STRIDED, Packing
 from hasten.weights.plan import Param, params
+from hasten.weights.portion import Portion, portion, views
 from hasten.weights.shard import Split, check, is_split, join, local, shard, share, sizes
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Packed",
     "Packing",
     "Param",
+    "Portion",
     "Split",
     "Stored",
     "check",
@@ -24,9 +26,11 @@ __all__ = [
     "join",
     "local",
     "params",
+    "portion",
     "resolve",
     "shard",
     "share",
     "sizes",
     "stored",
+    "views",
 ]
