@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hasten.checkpoints import Filling, Plan, open_checkpoint
+from hasten.checkpoints import Filling, Plan, Reader, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
 from hasten.errors import ConfigError
@@ -41,35 +43,66 @@ def init_inference(
     load()
     given = check_model(model)
     group = _group(given, options)
+    division = None if group is None else Division(group, _experts(options), _device(given, options), options.dtype)
     if options.checkpoint is None:
-        return _saved(_engine(given, options, wanted, group), options, group)
-    source = open_checkpoint(options.checkpoint, options.base_dir)
-    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
-    if not filling.meta:
-        _backbones(given, options)  # a model that is refused keeps its values
+        return _saved(_engine(given, options, wanted, division, {}), options, group)
+    filling, where = None, _device(given, options) or _home(given)
     try:
-        # of a model that is divided only the shares go to the device
-        filling.fill(_home(given) if group is not None else _device(given, options) or _home(given))
-        engine = _saved(_engine(given, options, wanted, group), options, group)
+        with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
+            filling = _filling(given, options, division)
+        if division is not None and filling.meta:
+            division = replace(division, home=torch.device("cpu"))
+        with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
+            # of a live model that is divided only the shares go to the device
+            shares = filling.fill(where if filling.meta or group is None else _home(given), _reader(division, where))
+        engine = _saved(_engine(given, options, wanted, division, shares), options, group)
     except BaseException:
-        filling.undo()
+        if filling is not None:
+            filling.undo()
         raise
     engine.notes += filling.notes
     return engine
 
 
+def _filling(given: nn.Module, options: Options, division: Division | None) -> Filling:
+    """The checkpoint, checked against the model; a model that would be refused keeps its values."""
+    source = open_checkpoint(options.checkpoint, options.base_dir)
+    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
+    try:
+        if not filling.meta:
+            _backbones(given, options)
+        if division is not None:
+            check_divisible((p.tower for p in _plans(given, options)), division.group.size, division.experts)
+    except BaseException:
+        filling.undo()
+        raise
+    return filling
+
+
+def _reader(division: Division | None, where: torch.device) -> Reader | None:
+    if division is None:
+        return None
+    group = division.group
+    return Reader(group.rank, group.size, division.experts, division.device or where, partial(divides, division))
+
+
 def _engine(
-    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, group: Group | None
+    given: nn.Module,
+    options: Options,
+    wanted: Mapping[str, Any] | None,
+    division: Division | None,
+    shares: Mapping[tuple[str, ...], Tensor],
 ) -> InferenceEngine:
-    model, backbones = _seen(given, options, group)
-    device, division, apart = _device(model, options), None, frozenset[int]()
-    if group is not None:
-        division = Division(group, _experts(options), device, options.dtype)
+    """shares: what this rank has read of what is divided, by the names of the live parameters."""
+    group = None if division is None else division.group
+    model, backbones = _seen(given, options, group, shares)
+    device, apart = _device(model, options), frozenset[int]()
+    if division is not None:
         tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
         apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
-    cast = Cast(model, options.dtype, device, options.keep_originals, apart)
+    cast = Cast(model, options.dtype, device, options.keep_originals, apart, division and division.home)
     engine = InferenceEngine(model, options, backbones, cast, division)
-    engine.start()
+    engine.start(shares)
     if wanted is not None:
         try:
             engine.certificate = certify(engine, **wanted)
@@ -81,11 +114,13 @@ def _engine(
     return engine
 
 
-def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.Module, list[Backbone]]:
+def _seen(
+    given: nn.Module, options: Options, group: Group | None, shares: Mapping[tuple[str, ...], Tensor]
+) -> tuple[nn.Module, list[Backbone]]:
     """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
     on = _device(given, options) or _home(given)
     with in_step(group, on, "looking at the model"):
-        check_weights(given)
+        check_weights(given, shares)
         model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
         if model is not given:
             check_weights(model)
@@ -93,7 +128,7 @@ def _seen(given: nn.Module, options: Options, group: Group | None) -> tuple[nn.M
         if group is not None:
             check_divisible((b.tower for b in backbones), group.size, _experts(options))
     if group is not None:
-        compare(group, on, model, [b.tower for b in backbones])
+        compare(group, on, model, [b.tower for b in backbones], {k for keys in shares for k in keys})
     return model, backbones
 
 

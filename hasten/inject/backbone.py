@@ -59,10 +59,13 @@ class Backbone:
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def lend(self, division: Division | None = None) -> None:
-        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together."""
+    def lend(self, division: Division | None = None, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together.
+
+        shares: what this rank has read of them, by the names of the live parameters.
+        """
         self.division = division
-        self.loan = Loan(self.model, self.bindings, division)
+        self.loan = Loan(self.model, self.bindings, division, shares)
 
     def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.inject.joining import Division
-from hasten.weights import Binding, fetch, is_split, join, shard, stored
+from hasten.weights import Binding, fetch, is_split, join, shard, stored, views
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -32,8 +32,16 @@ class Loan:
     The shares are made one at a time where the live model is, and only they go to the division's device and dtype.
     """
 
-    def __init__(self, model: nn.Module, bindings: Sequence[Binding], division: Division | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        bindings: Sequence[Binding],
+        division: Division | None = None,
+        shares: Mapping[tuple[str, ...], Tensor] | None = None,
+    ) -> None:
+        """shares: by the live names of their parameters, what this rank has read already."""
         self.model, self.bindings, self.division = model, bindings, division
+        self._read = dict(shares or {})
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
         self.homes: dict[str, torch.device] = {}  # where whole tensors go that ranks have shares of
@@ -54,7 +62,7 @@ class Loan:
             return
         canonical = fetch(b, {k: tensors[k].detach() for k in b.keys})
         self.weights[b.param.name] = canonical
-        seen = stored(b, canonical) if _is_view(b, canonical) else [None] * len(b.keys)
+        seen = views(b, canonical) or [None] * len(b.keys)
         for place, (k, view) in enumerate(zip(b.keys, seen, strict=True)):
             live = tensors[k]
             if _same_memory(live, canonical):
@@ -66,11 +74,13 @@ class Loan:
                 live.data = view.view(live.shape) if view.is_contiguous() else view
 
     def _divide(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
-        own = self._share(b, tensors)
+        assert self.division is not None
+        own = self._read[b.keys] if b.keys in self._read else self._share(b, tensors)
         self.weights[b.param.name] = own
+        self._read.pop(b.keys, None)
         for place, k in enumerate(b.keys):
             self.emptied[k] = (b, place, tensors[k].shape)
-            self.homes[k] = tensors[k].device
+            self.homes[k] = self.division.home or tensors[k].device
             tensors[k].data = own.new_empty(0)
 
     def _share(self, b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -84,7 +94,7 @@ class Loan:
         """The whole canonical tensor; all ranks ask for it where they divide it, also one that has taken no share."""
         own, d = self.weights.get(b.param.name), self.division
         if own is None:
-            own = self._share(b, live_tensors(self.model))
+            own = self._read[b.keys] if b.keys in self._read else self._share(b, live_tensors(self.model))
         if d is None or not divides(d, b):
             return own
         shares = d.group.all_gather(own.detach().flatten()).view(d.group.size, *own.shape)
@@ -164,12 +174,6 @@ def divides(division: Division | None, b: Binding) -> bool:
     The model's own modules read both, the embedding for whoever asks for it and the head behind the backbone.
     """
     return division is not None and b.param.role != "vocab" and is_split(b.param, division.experts)
-
-
-def _is_view(b: Binding, canonical: Tensor) -> bool:
-    """Whether the canonical memory can be seen in the stored layout: tried without memory."""
-    empty = torch.empty_like(canonical, device="meta")
-    return all(t is empty or t._base is empty for t in stored(b, empty))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
