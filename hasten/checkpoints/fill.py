@@ -31,7 +31,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is read at once. names: of the model's tensors that it makes. plain: it is one stored tensor as it stands."""
+    """What is read at once. names: of the model's tensors that it makes. plain: it is one stored tensor as it is."""
 
     target: Target
     names: tuple[str, ...]

@@ -16,7 +16,7 @@ from hasten.weights import Binding, Split, fetch, portion, shard, share, stored,
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Rank `rank` of `size`, which keeps its shares on `device`. `divides`: whether ranks have shares of a parameter."""
+    """Rank `rank` of `size`, which keeps shares on `device` of the parameters that `divides` names."""
 
     rank: int
     size: int

@@ -167,7 +167,7 @@ class Backbone:
         return output
 
     def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
-        """RequestError for a cache of one rank's heads in a call that makes a detour, or of all heads in one of ours."""
+        """RequestError for a cache of one rank's heads in a call that is a detour, or of all heads in one of ours."""
         if self.division is None:
             return
         serving = self.tower if detour else self.transformer.tower
@@ -175,8 +175,8 @@ class Backbone:
         if held not in (None, needed):
             goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
             raise RequestError(
-                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: that one keeps "
-                f"all heads, and the fused backbone those of its rank. Begin with a new cache where calls change"
+                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: the model's "
+                "own keeps all heads, and the fused backbone those of its rank. Begin with a new cache where calls change"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -46,7 +46,7 @@ class Portion:
 
 
 def portion(b: Binding, rank: int, size: int, experts: Split = "inside") -> Portion | None:
-    """What rank `rank` of `size` reads; None where a few slices are not all that it needs: then it takes all there is."""
+    """What rank `rank` of `size` reads; None where a few slices are not all: then it reads whole tensors."""
     own = share(b.param, size, experts)
     if b.param.role == "vocab":
         first, last = (min(n * own.shape[0], b.param.shape[0]) for n in (rank, rank + 1))
