@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hasten.checkpoints import Filling, Plan, open_checkpoint
+from hasten.checkpoints import Filling, Plan, Reader, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
 from hasten.errors import ConfigError
@@ -42,31 +44,69 @@ def init_inference(
     load()
     given = check_model(model)
     division = _division(given, options)
+    group = None if division is None else division.everyone
     if options.checkpoint is None:
-        return _saved(_engine(given, options, wanted, division), options)
-    source = open_checkpoint(options.checkpoint, options.base_dir)
-    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
-    if not filling.meta:
-        _backbones(given, options)  # a model that is refused keeps its values
+        return _saved(_engine(given, options, wanted, division, {}), options)
+    filling, where = None, _device(given, options) or _home(given)
     try:
-        # of a model that is divided only the shares go to the device
-        filling.fill(_home(given) if division is not None else _device(given, options) or _home(given))
-        engine = _saved(_engine(given, options, wanted, division), options)
+        with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
+            filling = _filling(given, options, division)
+        if division is not None and filling.meta:
+            division = replace(division, home=torch.device("cpu"))
+        with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
+            # of a live model that is divided only the shares go to the device
+            reader = None if division is None else _reader(_plans(given, options), division, where)
+            shares = filling.fill(where if filling.meta or group is None else _home(given), reader)
+        engine = _saved(_engine(given, options, wanted, division, shares), options)
     except BaseException:
-        filling.undo()
+        if filling is not None:
+            filling.undo()
         raise
     engine.notes += filling.notes
     return engine
 
 
+def _filling(given: nn.Module, options: Options, division: Division | None) -> Filling:
+    """The checkpoint, checked against the model; a model that would be refused keeps its values."""
+    source = open_checkpoint(options.checkpoint, options.base_dir)
+    filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
+    try:
+        if not filling.meta:
+            _backbones(given, options)
+        if division is not None:
+            check_divisible((p.tower for p in _plans(given, options)), division)
+    except BaseException:
+        filling.undo()
+        raise
+    return filling
+
+
+def _reader(plans: list[Plan], division: Division, where: torch.device) -> Reader:
+    """What this rank reads."""
+    away = set[str]()
+    for p in plans:
+        stages = held(p.tower, p.bindings, division)
+        away.update(k for b in p.bindings if stages is not None and not stages.here(b) for k in b.keys)
+    group, device = division.group, division.device or where
+    silent = division.everyone.rank > 0
+    divided = partial(divides, division)
+    return Reader(group.rank, group.size, division.experts, device, divided, frozenset(away), silent)
+
+
 def _engine(
-    given: nn.Module, options: Options, wanted: Mapping[str, Any] | None, division: Division | None
+    given: nn.Module,
+    options: Options,
+    wanted: Mapping[str, Any] | None,
+    division: Division | None,
+    shares: Mapping[tuple[str, ...], Tensor],
 ) -> InferenceEngine:
-    model, backbones = _seen(given, options, division)
+    """shares: what this rank has read of what is divided, by the names of the live parameters."""
+    model, backbones = _seen(given, options, division, shares)
     apart = frozenset[int]() if division is None else _apart(model, backbones, division)
-    cast = Cast(model, options.dtype, _device(model, options), options.keep_originals, apart)
+    device, home = _device(model, options), None if division is None else division.home
+    cast = Cast(model, options.dtype, device, options.keep_originals, apart, home)
     engine = InferenceEngine(model, options, backbones, cast, division)
-    engine.start()
+    engine.start(shares)
     if wanted is not None:
         try:
             engine.certificate = certify(engine, **wanted)
@@ -80,20 +120,22 @@ def _engine(
 
 def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> frozenset[int]:
     """The ids of parameters of which this rank does not keep what the model has."""
-    tensors, chain, found = live_tensors(model), division.place.chain, set[int]()
+    tensors, found = live_tensors(model), set[int]()
     for b in backbones:
-        stages = None if chain is None else held(b.tower, b.bindings, division.cuts(b.tower), chain)
+        stages = held(b.tower, b.bindings, division)
         for one in b.bindings:
             if divides(division, one) or (stages is not None and not stages.here(one)):
                 found.update(id(tensors[k]) for k in one.keys)
     return frozenset(found)
 
 
-def _seen(given: nn.Module, options: Options, division: Division | None) -> tuple[nn.Module, list[Backbone]]:
+def _seen(
+    given: nn.Module, options: Options, division: Division | None, shares: Mapping[tuple[str, ...], Tensor]
+) -> tuple[nn.Module, list[Backbone]]:
     """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
     on, group = _device(given, options) or _home(given), None if division is None else division.everyone
     with in_step(group, on, "looking at the model"):
-        check_weights(given)
+        check_weights(given, shares)
         model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
         if model is not given:
             check_weights(model)
@@ -101,7 +143,11 @@ def _seen(given: nn.Module, options: Options, division: Division | None) -> tupl
         if division is not None:
             check_divisible((b.tower for b in backbones), division)
     if group is not None:
-        compare(group, on, model, [b.tower for b in backbones])
+        read = {k for keys in shares for k in keys}
+        if division is not None and options.checkpoint is not None:
+            stages = [(b, s) for b in backbones if (s := held(b.tower, b.bindings, division)) is not None]
+            read |= {k for b, s in stages for one in b.bindings if s.apart(one) for k in one.keys}
+        compare(group, on, model, [b.tower for b in backbones], read)
     return model, backbones
 
 

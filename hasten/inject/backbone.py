@@ -61,14 +61,14 @@ class Backbone:
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def lend(self, division: Division | None = None) -> None:
-        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together."""
-        self.division, chain = division, None if division is None else division.place.chain
+    def lend(self, division: Division | None = None, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together.
+
+        shares: what this rank has read of them, by the names of the live parameters.
+        """
+        self.division = division
         self.here = range(len(self.tower.blocks)) if division is None else division.blocks(self.tower)
-        stages = None
-        if division is not None and chain is not None:
-            stages = held(self.tower, self.bindings, division.cuts(self.tower), chain)
-        self.loan = Loan(self.model, self.bindings, division, stages)
+        self.loan = Loan(self.model, self.bindings, division, shares, held(self.tower, self.bindings, division))
 
     def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hasten.errors import ConfigError, RequestError
 from hasten.inject.ahead import checked
@@ -49,11 +49,14 @@ class InferenceEngine(nn.Module):
         self.live = False
         self._config = getattr(module, "config", None)
 
-    def start(self) -> None:
-        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was."""
+    def start(self, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was.
+
+        shares: what this rank has read of parameters that ranks divide, by their names in the model.
+        """
         group = None if self.division is None else self.division.everyone
         for b in self.backbones:
-            b.lend(self.division)
+            b.lend(self.division, shares)
         try:
             with in_step(group, self._where, "taking a share of the model"):
                 self._install()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hasten.inject.joining import Division
 from hasten.parallel import Chain
 from hasten.spec import Tower
-from hasten.weights import Binding, Cuts, holders
+from hasten.weights import Binding, holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,16 @@ class Held:
         return self.chain.broadcast(own, self.stages[b.param.name][0]).wait()
 
 
-def held(t: Tower, bindings: Sequence[Binding], cuts: Cuts, chain: Chain) -> Held:
-    """Who holds what of a backbone whose blocks are cut so.
+def held(t: Tower, bindings: Sequence[Binding], division: Division | None) -> Held | None:
+    """Who holds what of a backbone; None where layers are not cut into stages.
 
     One stored tensor may serve several blocks: all of their stages hold it. So do all hold what the model's own modules
     read, the table of tokens and the head.
     """
+    chain = None if division is None else division.place.chain
+    if division is None or chain is None:
+        return None
+    cuts = division.cuts(t)
     everywhere = range(len(cuts))
     found = {b.param.name: everywhere if b.param.role == "vocab" else holders(t, b.param, cuts) for b in bindings}
     together: dict[tuple[str, ...], set[int]] = {}

@@ -54,7 +54,7 @@ class HfStore:
         like (batch, tokens, ...): of the dtype and on the device of keys. transformers reads a cache's length off them.
         """
         for i in (i for i in range(layers) if i not in self.here):
-            held = getattr(self.kept.layers[i], "keys", None) if i < len(self.kept.layers) else None
+            held: Any = getattr(self.kept.layers[i], "keys", None) if i < len(self.kept.layers) else None
             there = isinstance(held, Tensor) and held.ndim == 4
             heads, dim = (held.shape[1], held.shape[3]) if there else (1, 1)
             nothing = like.new_zeros(1).expand(len(like), heads, self.count, dim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ class Division:
 
     group: the ranks that divide every layer. stages: those that hold layers one after the other. layers: how many
     blocks each stage has, where the user says.
+    home: where whole tensors go when they are wanted again (None: where the model had them).
     """
 
     group: Group
@@ -33,6 +34,7 @@ class Division:
     dtype: torch.dtype | None = None
     stages: Chain | None = None
     layers: tuple[int, ...] | None = None
+    home: torch.device | None = None
 
     @property
     def place(self) -> Place:
@@ -85,9 +87,11 @@ def in_step(group: Group | None, device: torch.device, what: str) -> Iterator[No
         raise failure
 
 
-def compare(group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower]) -> None:
-    """WeightError, on every rank, where ranks do not hold the same model."""
-    heard = group.all_gather(torch.tensor(_digests(model, towers), device=device)).view(group.size, -1).tolist()
+def compare(
+    group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower], apart: Collection[str] = ()
+) -> None:
+    """WeightError, on every rank, where ranks do not hold the same model; `apart` are names whose values are not."""
+    heard = group.all_gather(torch.tensor(_digests(model, towers, apart), device=device)).view(group.size, -1).tolist()
     unlike = [r for r, told in enumerate(heard) if told != heard[0]]
     if unlike:
         parts = [what for k, what in enumerate(COMPARED) if any(told[k] != heard[0][k] for told in heard)]
@@ -101,13 +105,19 @@ def _named(numbers: list[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _digests(model: nn.Module, towers: Iterable[Tower]) -> list[int]:
+def _digests(model: nn.Module, towers: Iterable[Tower], apart: Collection[str]) -> list[int]:
     """Numbers that differ, but for chance, where models do, in the order of COMPARED: of each tensor three values."""
     tensors: Mapping[str, Tensor] = dict(model.named_parameters())
     shapes = [(n, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()]
     with torch.no_grad():
-        few = [t.flatten()[[0, t.numel() // 2, -1]].double().tolist() for t in tensors.values() if t.numel()]
+        whole = [t for n, t in tensors.items() if t.numel() and n not in apart]
+        few = torch.stack([t[at].double() for t in whole for at in _places(t.shape)]).tolist() if whole else []
     return [_number(repr(x)) for x in (shapes, few, [*towers])]
+
+
+def _places(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The first, a middle and the last place."""
+    return [tuple(0 for _ in shape), tuple(n // 2 for n in shape), tuple(n - 1 for n in shape)]
 
 
 def _number(text: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hasten.inject.held import Held
 from hasten.inject.joining import Division
-from hasten.weights import Binding, fetch, is_split, join, shard, share, stored
+from hasten.weights import Binding, fetch, is_split, join, shard, share, stored, views
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -39,9 +39,12 @@ class Loan:
         model: nn.Module,
         bindings: Sequence[Binding],
         division: Division | None = None,
+        shares: Mapping[tuple[str, ...], Tensor] | None = None,
         held: Held | None = None,
     ) -> None:
+        """shares: by the live names of their parameters, what this rank has read already."""
         self.model, self.bindings, self.division, self.held = model, bindings, division, held
+        self._read = dict(shares or {})
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
         self.homes: dict[str, torch.device] = {}  # where whole tensors go that ranks have shares of
@@ -65,7 +68,7 @@ class Loan:
             return
         canonical = fetch(b, {k: tensors[k].detach() for k in b.keys})
         self.weights[b.param.name] = canonical
-        seen = stored(b, canonical) if _is_view(b, canonical) else [None] * len(b.keys)
+        seen = views(b, canonical) or [None] * len(b.keys)
         for place, (k, view) in enumerate(zip(b.keys, seen, strict=True)):
             live = tensors[k]
             if _same_memory(live, canonical):
@@ -77,11 +80,13 @@ class Loan:
                 live.data = view.view(live.shape) if view.is_contiguous() else view
 
     def _divide(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
-        own = self._share(b, tensors)
+        assert self.division is not None
+        own = self._read[b.keys] if b.keys in self._read else self._share(b, tensors)
         self.weights[b.param.name] = own
+        self._read.pop(b.keys, None)
         for place, k in enumerate(b.keys):
             self.emptied[k] = (b, place, tensors[k].shape)
-            self.homes[k] = tensors[k].device
+            self.homes[k] = self.division.home or tensors[k].device
             tensors[k].data = own.new_empty(0)
 
     def _leave(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
@@ -92,11 +97,14 @@ class Loan:
             if k not in self.emptied:
                 live = tensors[k]
                 self.emptied[k] = (b, place, live.shape)
-                self.homes[k] = live.device
+                self.homes[k] = d.home or live.device
                 live.data = torch.empty(0, dtype=d.dtype or live.dtype, device=d.device or live.device)
 
-    def _like(self, b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Memory for a share that another stage holds."""
+    def _untaken(self, b: Binding) -> Tensor:
+        """The share that this rank could have taken, or memory for the one that another stage holds."""
+        tensors = live_tensors(self.model)
+        if self.held is None or self.held.here(b):
+            return self._share(b, tensors)
         d, live = self.division, tensors[b.keys[0]]
         assert d is not None
         p = share(b.param, d.group.size, d.experts) if divides(d, b) else b.param
@@ -119,8 +127,7 @@ class Loan:
         """The whole canonical tensor; all ranks ask for it where they divide it, also one that has taken no share."""
         own, d, held = self.weights.get(b.param.name), self.division, self.held
         if own is None:
-            make = self._share if held is None or held.here(b) else self._like
-            own = make(b, live_tensors(self.model))
+            own = self._read[b.keys] if b.keys in self._read else self._untaken(b)
         if held is not None and held.apart(b):
             own = held.told(b, own)
         if d is None or not divides(d, b):
@@ -211,12 +218,6 @@ def divides(division: Division | None, b: Binding) -> bool:
     if division is None or division.group.size == 1:
         return False
     return b.param.role != "vocab" and is_split(b.param, division.experts)
-
-
-def _is_view(b: Binding, canonical: Tensor) -> bool:
-    """Whether the canonical memory can be seen in the stored layout: tried without memory."""
-    empty = torch.empty_like(canonical, device="meta")
-    return all(t is empty or t._base is empty for t in stored(b, empty))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,7 @@ from hasten.weights.dialect import Dialect, Packed, Stored
 from hasten.weights.fetch import Binding, fetch, resolve, stored
 from hasten.weights.packing import BLOCKED, GROUPED, SEQUENTIAL, STRIDED, Packing
 from hasten.weights.plan import Param, params
+from hasten.weights.portion import Portion, portion, views
 from hasten.weights.shard import Split, check, is_split, join, local, shard, share, sizes
 from hasten.weights.stages import Cuts, counted, cut, holders, part, renamed
 
@@ -18,6 +19,7 @@ __all__ = [
     "Packed",
     "Packing",
     "Param",
+    "Portion",
     "Split",
     "Stored",
     "check",
@@ -30,10 +32,12 @@ __all__ = [
     "local",
     "params",
     "part",
+    "portion",
     "renamed",
     "resolve",
     "shard",
     "share",
     "sizes",
     "stored",
+    "views",
 ]

@@ -23,7 +23,7 @@ IDS = torch.tensor([[5, 9, 30]])
 
 @torch.no_grad()
 def short_of_memory(name: str, after: int | None, given: dict[str, Any]) -> str:
-    """What is said where rank 1 has no room for another share after so many, or for the cast; the model is looked at."""
+    """What is said where rank 1 has no room after so many tensors, or for the cast (None); the model is as before."""
     model = build(TINY[name])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     want, take, cast, left = model(input_ids=IDS)[0], Loan._take, Cast.apply, after
