@@ -35,6 +35,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--num_gpus", "--num-gpus", type=int, metavar="N", help="divide the model among N GPUs, or N processes without"
     )
+    p.add_argument(
+        "--pp_size",
+        "--pp-size",
+        type=int,
+        default=1,
+        metavar="P",
+        help="cut the layers into P stages of N / P GPUs each",
+    )
     p.add_argument("--explain", action="store_true", help="print every decision behind the text")
 
 
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--fp16 contradicts --dtype {args.dtype}")
     prompts = _prompts(args)
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_stages(args.pp_size, args.num_gpus or started)
     if args.num_gpus is not None and args.num_gpus != started:
         return _launch(args, prompts)
     kind = load_config(args.model).model_type
@@ -64,13 +73,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--model_type {args.model_type}: {args.model} is of type {kind}")
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, "fp16" if args.fp16 else args.dtype, auto="AutoModelForCausalLM")
-    engine = hasten.init_inference(model, device=args.device, mp_size=started)
+    engine = hasten.init_inference(model, device=args.device, mp_size=started // args.pp_size, pp_size=args.pp_size)
     first = os.environ.get("RANK", "0") == "0"
     if args.explain and first:
         print(engine.explain(), file=sys.stderr)
     with contextlib.nullcontext() if first else _silent():
         well = _speak(engine, tokenizer, prompts, how)
     return 0 if well else 1
+
+
+def _check_stages(stages: int, ranks: int) -> None:
+    if stages < 1:
+        raise ConfigError(f"--pp_size {stages}: it must be 1 or more")
+    if ranks > 0 and ranks % stages:
+        raise ConfigError(f"--pp_size {stages}: it has to divide the number of GPUs, which is {ranks} (--num_gpus)")
 
 
 def _launch(args: argparse.Namespace, prompts: list[str]) -> int:

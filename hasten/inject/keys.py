@@ -234,7 +234,7 @@ KEYS: tuple[Key, ...] = (
     Key("quant.qkv", SECTION, {}, "arrives", UNQUANTIZED),
     Key("quant.qkv.enabled", FLAG, True, "arrives", UNQUANTIZED),
     Key("mp_size", COUNT, 1, "works", "", moved="tensor_parallel.tp_size"),
-    Key("pp_size", COUNT, 1, "works", "", moved="pipeline_parallel.pp_size"),
+    Key("pp_size", COUNT, 1, "works", "The same as `pipeline_parallel.pp_size`.", moved="pipeline_parallel.pp_size"),
     Key("mpu", MPU, None, "works", "", moved="tensor_parallel.mpu"),
     Key("ep_size", COUNT, 1, "works", "", moved="moe.ep_size"),
     Key("ep_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_group",), moved="moe.ep_group"),
@@ -290,7 +290,7 @@ def markdown() -> str:
     lines = ["| key | value | default | here | what it does |", "|---|---|---|---|---|"]
     for key in KEYS:
         names = f"`{key.name}`" + "".join(f", `{alias}`" for alias in key.aliases)
-        says = f"Old name of `{key.moved}`." if key.moved else key.says[:1].upper() + key.says[1:]
+        says = f"Old name of `{key.moved}`." if key.moved and not key.says else key.says[:1].upper() + key.says[1:]
         says += "" if says.endswith((".", ".)")) else "."
         default = "not given" if key.default is None else f"`{key.default!r}`"
         lines.append(f"| {names} | {key.kind.name} | {default} | {key.disposition} | {says} |")

@@ -50,6 +50,14 @@ def test_two_ranks_say_what_one_says_once(gpt2: Path) -> None:
     assert two.stderr.count("tokens/s") == 1
 
 
+def test_two_stages_say_what_one_process_says(gpt2: Path) -> None:
+    how = ("--model", gpt2, "--device", "cpu", "--max_new_tokens", 12, "--explain")
+    one, two = (hasten("generate", "the old man", *how, *more) for more in ((), ("--num_gpus", 2, "--pp_size", 2)))
+    assert two.returncode == one.returncode == 0, two.stderr
+    assert two.stdout == one.stdout
+    assert two.stderr.count("blocks 0-1 on this rank") == 1
+
+
 def test_samples_of_two_ranks_and_the_decisions_behind_them(gpt2: Path) -> None:
     how = ("--temperature", 0.8, "--num_samples", 3, "--model", gpt2, "--device", "cpu", "--max_new_tokens", 6)
     r = hasten("generate", "the old man", "in", *how, "--num-gpus", 2, "--explain")
@@ -63,6 +71,7 @@ def test_samples_of_two_ranks_and_the_decisions_behind_them(gpt2: Path) -> None:
     [
         (("--num_gpus", 3), "cannot be divided among 3 ranks (it can among 1, 2, 4)"),
         (("--num_gpus", 0), "--num_gpus 0: it must be 1 or more"),
+        (("--num_gpus", 3, "--pp_size", 2), "--pp_size 2: it has to divide the number of GPUs, which is 3"),
         (("--num_gpus", 2, "--device", "cpu:0"), "each rank has a GPU of its own"),
     ],
 )
