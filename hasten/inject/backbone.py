@@ -25,6 +25,7 @@ from hasten.inject.captured import Graphs
 from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
+from hasten.inject.vocabulary import Vocabulary
 from hasten.model import Transformer
 from hasten.parallel import ALONE
 from hasten.spec import Tower
@@ -54,6 +55,7 @@ class Backbone:
         self.graphs: Graphs | None = None
         self.skip_padding = False
         self._handles: list[Any] = []
+        self.vocabulary: Vocabulary | None = None
 
     @property
     def config(self) -> Any:
@@ -100,11 +102,16 @@ class Backbone:
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
+        if division is not None and division.vocabulary:
+            self.vocabulary = Vocabulary(self, division.group)
+            self.vocabulary.install()
 
     def remove(self) -> None:
         """Give the weights back and the module its own forward."""
         for h in self._handles:
             h.remove()
+        if self.vocabulary is not None:
+            self.vocabulary.remove()
         for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
@@ -175,8 +182,8 @@ class Backbone:
         if held not in (None, needed):
             goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
             raise RequestError(
-                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: the model's "
-                "own keeps all heads, and the fused backbone those of its rank. Begin with a new cache where calls change"
+                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: the "
+                "model's own keeps all heads, the fused backbone its rank's. Begin with a new cache where calls change"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -193,7 +200,7 @@ class Backbone:
         assert self.loan is not None
         skip = len(self.path) + 1 if self.path else 0
         for k, whole in self.loan.wholes(lambda k: prefix + k[skip:] in state):
-            state[prefix + k[skip:]] = whole.to(self.loan.homes.get(k, whole.device))
+            state[prefix + k[skip:]] = self.loan.at_home(k, whole)
 
     def _before_load(self, *args: Any) -> None:
         assert self.loan is not None
@@ -204,7 +211,7 @@ class Backbone:
         assert self.loan is not None
         for b in {id(b): b for b, _, _ in self.loan.emptied.values()}.values():
             self.loan.refresh(b)
-        self._filling.__exit__(None, None, None)
+        self.__dict__.pop("_filling").__exit__(None, None, None)
 
 
 class Spelling:

@@ -34,7 +34,8 @@ COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values"
 class Division:
     """Among whom a model is divided, how its experts are, and where this rank keeps its share (None: as the model).
 
-    home: where whole tensors go when they are wanted again (None: where the model had them).
+    home: where whole tensors go when they are wanted again (None: where the model had them). vocabulary: whether tables
+    of the vocabulary are divided too.
     """
 
     group: Group
@@ -42,6 +43,7 @@ class Division:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     home: torch.device | None = None
+    vocabulary: bool = False
 
     @property
     def place(self) -> Place:

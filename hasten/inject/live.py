@@ -98,7 +98,8 @@ class LiveGenerate:
             if name in vars(self.model) or not _transformers_own(kind, name):
                 raise Declined(f"{name} of {kind.__name__} is not transformers' own")
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-        if type(head) is not nn.Linear or "forward" in vars(head):
+        divided = b.vocabulary is not None  # then its forward is ours
+        if type(head) is not nn.Linear or ("forward" in vars(head) and not divided):
             raise Declined("the head is no plain linear layer")
         hooks = [h for m in self.model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
         if any(foreign(f) for h in hooks for f in h.values()):

@@ -81,7 +81,7 @@ class Loan:
         for place, k in enumerate(b.keys):
             self.emptied[k] = (b, place, tensors[k].shape)
             self.homes[k] = self.division.home or tensors[k].device
-            tensors[k].data = own.new_empty(0)
+            tensors[k].data = self.resting(b)
 
     def _share(self, b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
         d = self.division
@@ -111,6 +111,15 @@ class Loan:
                 made = b.param.name, stored(b, self._canonical(b))
             yield k, made[1][place].reshape(shape)
 
+    def resting(self, b: Binding) -> Tensor:
+        """What a live parameter holds while nobody needs all of it: of a vocabulary this rank's rows, else nothing."""
+        own = self.weights[b.param.name]
+        return own if b.param.role == "vocab" else own.new_empty(0)
+
+    def at_home(self, key: str, whole: Tensor) -> Tensor:
+        """A whole tensor where the live one belongs."""
+        return whole.to(self.homes.get(key, whole.device))
+
     def refresh(self, b: Binding) -> None:
         """Take the canonical values of a filled parameter from the live tensors again."""
         tensors = live_tensors(self.model)
@@ -127,8 +136,8 @@ class Loan:
         try:
             yield
         finally:
-            for k in self.emptied:
-                tensors[k].data = tensors[k].data.new_empty(0)
+            for k, (b, _, _) in self.emptied.items():
+                tensors[k].data = self.resting(b)
 
     def give_back(self) -> None:
         """Every live parameter gets memory of its own again, with the same values; the loan is over.
@@ -150,7 +159,7 @@ class Loan:
                 live = tensors[k]
                 if k in self.emptied:
                     whole = apart[0][self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
-                    live.data = whole.to(self.homes.get(k, whole.device))
+                    live.data = self.at_home(k, whole)
                 elif len(b.keys) > 1 or not live.is_contiguous():
                     live.data = live.data.clone(memory_format=torch.contiguous_format)
         self.emptied.clear()
@@ -166,14 +175,15 @@ class Loan:
                 self.weights[b.param.name] = kept[b.param.name]
             else:
                 self._take(b, tensors)
+        for k, (b, _, _) in self.emptied.items():
+            tensors[k].data = self.resting(b)
 
 
 def divides(division: Division | None, b: Binding) -> bool:
-    """Whether ranks hold shares of a parameter. The table of tokens and the head are whole on every rank.
-
-    The model's own modules read both, the embedding for whoever asks for it and the head behind the backbone.
-    """
-    return division is not None and b.param.role != "vocab" and is_split(b.param, division.experts)
+    """Whether ranks hold shares of a parameter."""
+    if division is None or (b.param.role == "vocab" and not division.vocabulary):
+        return False
+    return is_split(b.param, division.experts)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
