@@ -80,7 +80,7 @@ class Backbone:
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
         division = self.division
-        self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
+        self.graphs = Graphs() if graphs else None
         own = self.tower
         if division is not None:
             own = local(own, division.group.rank, division.group.size, division.experts)
