@@ -51,8 +51,13 @@ class LiveGenerate:
         """Take `generate` over, unless the user has put another one there."""
         self.model.__dict__.setdefault("generate", self.generate)  # a bound method: a copy takes its own along
 
+    @property
+    def installed(self) -> bool:
+        """Whether it answers now."""
+        return vars(self.model).get("generate") == self.generate
+
     def remove(self) -> None:
-        if vars(self.model).get("generate") == self.generate:
+        if self.installed:
             del self.model.__dict__["generate"]
         self.native.close()
 

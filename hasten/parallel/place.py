@@ -11,13 +11,9 @@ from hasten.parallel.group import Group
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """tensor: the processes that split every layer between them. stages: those that hold layers one after the other.
-
-    None: this process does so alone.
-    """
+    """tensor: the processes that split every layer between them; None: this one has all of each."""
 
     tensor: Group | None = None
-    stages: Group | None = None
 
     @property
     def over(self) -> Group | None:
