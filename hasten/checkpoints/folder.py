@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hasten.checkpoints.deepspeed.source import open_training
 from hasten.checkpoints.described import CONFIG, Description, describes, read_description, read_json
 from hasten.checkpoints.distributed import METADATA
 from hasten.checkpoints.files import Files, Opened, few, read_index
@@ -27,12 +28,6 @@ USUAL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 """Files that a folder is read from: the first that is there."""
 
 LATER = {
-    "latest": "DeepSpeed",
-    "global_step*": "DeepSpeed",
-    "zero_pp_rank_*": "DeepSpeed",
-    "zero_pp_rank_*_optim_states.pt": "DeepSpeed",
-    "mp_rank_*": "DeepSpeed or Megatron",
-    "layer_*-model_states.pt": "DeepSpeed",
     "tf_model.h5": "TensorFlow",
     "flax_model.msgpack": "Flax",
     "*.gguf": "GGUF",
@@ -60,7 +55,9 @@ def open_checkpoint(where: object, base: str = "") -> Source:
     if path.is_dir():
         if (path / CONFIG).is_file():
             return _described(read_description(read_json(path / CONFIG), str(path / CONFIG), [path], inside=True))
-        return _ranks(path) or _file(_usual(path), path)
+        if _found(path) is not None:
+            return _file(_usual(path), path)
+        return open_training(path) or _ranks(path) or _file(_usual(path), path)
     if not path.exists():
         raise ConfigError(f"checkpoint: {path} does not exist; expected {EXPECTED}")
     return _file(path, path)
@@ -85,9 +82,12 @@ def _ranks(folder: Path) -> Source | None:
     return None
 
 
+def _found(folder: Path) -> Path | None:
+    return next((folder / n for n in USUAL if (folder / n).is_file()), None)
+
+
 def _usual(folder: Path) -> Path:
-    found = next((folder / n for n in USUAL if (folder / n).is_file()), None)
-    if found is not None:
+    if (found := _found(folder)) is not None:
         return found
     known = next((kind for pattern, kind in LATER.items() if any(folder.glob(pattern))), None)
     if known is not None:
@@ -136,6 +136,7 @@ def _start(path: Path) -> Opened:
 
 def _later(what: str) -> str:
     return (
-        f"checkpoint={what}, is not supported by this version, which reads Hugging Face's files: convert it, or load "
-        "the weights into the model (load_state_dict) before init_inference"
+        f"checkpoint={what}, is not supported by this version, which reads {EXPECTED}, and checkpoints of DeepSpeed, "
+        "Megatron and torch.distributed: convert it, or load the weights into the model (load_state_dict) before "
+        "init_inference"
     )

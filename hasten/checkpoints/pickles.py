@@ -43,6 +43,11 @@ class Record:
             self.parts = state if isinstance(state, tuple) else (state,)
 
 
+def fields_of(value: object) -> Mapping[str, Any]:
+    """What a namespace holds that a Record stands in for, or a mapping; empty for anything else."""
+    return value if isinstance(value, Mapping) else dict(getattr(value, "__dict__", {}))
+
+
 def load(path: Path) -> object:
     """What a file of torch.save holds, its tensors mapped, and Records for objects of training (STAND_INS).
 

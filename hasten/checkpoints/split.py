@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,8 @@ def _listed(
         for name, entry in opened.entries.items():
             if path in shared and name in found:
                 problems.append(f"{name} is in {path} and in {found[name][0].entry.file}")
-            found.setdefault(name, []).append(Share(entry, _reader(opened, name)))
+            found.setdefault(name, []).append(Share(entry, partial(opened.read, name)))
     return found, problems
-
-
-def _reader(opened: Opened, name: str) -> Callable[[tuple[slice, ...]], Tensor]:
-    return lambda index: opened.read(name, index)
 
 
 def _cuts(origin: str, splits: Mapping[str, Any]) -> dict[str, Cut]:
@@ -138,7 +135,7 @@ def _cuts(origin: str, splits: Mapping[str, Any]) -> dict[str, Cut]:
 
 def cuts_of(bindings: Sequence[Binding], ranks: int = 1) -> dict[str, Cut]:
     """How `ranks` share each stored tensor, by the role of its parameter; those that all have whole are left out."""
-    return {n: cut for b in bindings for n, cut in _bound(b) if _divides(b.param, n, b, ranks)}
+    return {n: cut for b in bindings for n, cut in _bound(b) if _divides(b.param, ranks)}
 
 
 def _bound(b: Binding) -> Iterator[tuple[str, Cut]]:
@@ -153,7 +150,7 @@ def _bound(b: Binding) -> Iterator[tuple[str, Cut]]:
         yield from ((n, Cut(stacked + (1 if turned else 0), parts)) for n in b.keys)
 
 
-def _divides(p: Param, name: str, b: Binding, ranks: int) -> bool:
+def _divides(p: Param, ranks: int) -> bool:
     """Whether every rank gets as many heads of every part."""
     sizes = p.columns if p.role in ("columns", "expert_columns") else p.parts
     return all(n // p.unit % ranks == 0 for n in sizes) and not any(p.absent)

@@ -91,7 +91,7 @@ def _check_stages(stages: int, ranks: int) -> None:
 
 def _launch(args: argparse.Namespace, prompts: list[str]) -> int:
     """The same command on so many ranks, which get the prompts that came from standard input as arguments."""
-    from hasten.cli import __main__ as command
+    from hasten.cli import run as launcher
 
     if "WORLD_SIZE" in os.environ:
         started = os.environ["WORLD_SIZE"]
@@ -99,7 +99,10 @@ def _launch(args: argparse.Namespace, prompts: list[str]) -> int:
     if args.device and ":" in args.device:
         raise ConfigError(f"--device {args.device}: with --num_gpus each rank has a GPU of its own; say cuda, or cpu")
     read = [] if args.prompt or args.sample_input else ["--", *prompts]
-    return command.main(["run", "--num_gpus", str(args.num_gpus), "--module", "hasten", *args.given, *read])
+    p = argparse.ArgumentParser("hasten run")
+    launcher.arguments(p)
+    given = ["--num_gpus", str(args.num_gpus), "--module", "hasten", *args.given, *read]
+    return launcher.run(p.parse_args(given))
 
 
 @contextlib.contextmanager

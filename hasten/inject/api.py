@@ -31,6 +31,7 @@ from hasten.inject.joining import Division, check_divisible, compare, in_step
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
+from hasten.inject.vocabulary import may_divide
 from hasten.ops.backends import load
 from hasten.weights import Split
 
@@ -51,8 +52,10 @@ def init_inference(
     try:
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
             filling = _filling(given, options, division)
-        if division is not None and filling.meta:
-            division = replace(division, home=torch.device("cpu"))
+            if division is not None:
+                vocabulary = may_divide(given, attach(given, resolve_policy(given, options.injection_policy, FAMILIES)))
+                home = torch.device("cpu") if filling.meta else None
+                division = replace(division, home=home, vocabulary=vocabulary)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
             # of a live model that is divided only the shares go to the device
             reader = None if division is None else _reader(_plans(given, options), division, where)
@@ -102,7 +105,10 @@ def _engine(
 ) -> InferenceEngine:
     """shares: what this rank has read of what is divided, by the names of the live parameters."""
     model, backbones = _seen(given, options, division, shares)
-    apart = frozenset[int]() if division is None else _apart(model, backbones, division)
+    apart = frozenset[int]()
+    if division is not None:
+        division = replace(division, vocabulary=may_divide(model, backbones))
+        apart = _apart(model, backbones, division)
     device, home = _device(model, options), None if division is None else division.home
     cast = Cast(model, options.dtype, device, options.keep_originals, apart, home)
     engine = InferenceEngine(model, options, backbones, cast, division)

@@ -26,6 +26,7 @@ from hasten.inject.held import held
 from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
+from hasten.inject.vocabulary import Vocabulary
 from hasten.model import Transformer
 from hasten.parallel import ALONE
 from hasten.spec import Tower
@@ -56,6 +57,7 @@ class Backbone:
         self.graphs: Graphs | None = None
         self.skip_padding = False
         self._handles: list[Any] = []
+        self.vocabulary: Vocabulary | None = None
 
     @property
     def config(self) -> Any:
@@ -81,7 +83,8 @@ class Backbone:
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
         division = self.division
-        self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
+        staged = division is not None and division.place.chain is not None  # what they exchange is in no recording
+        self.graphs = Graphs() if graphs and not staged else None
         own = self.tower
         if division is not None:
             own = part(local(own, division.group.rank, division.group.size, division.experts), self.here)
@@ -103,11 +106,16 @@ class Backbone:
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
+        if division is not None and division.vocabulary:
+            self.vocabulary = Vocabulary(self, division.group)
+            self.vocabulary.install()
 
     def remove(self) -> None:
         """Give the weights back and the module its own forward."""
         for h in self._handles:
             h.remove()
+        if self.vocabulary is not None:
+            self.vocabulary.remove()
         for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
@@ -207,7 +215,7 @@ class Backbone:
         assert self.loan is not None
         skip = len(self.path) + 1 if self.path else 0
         for k, whole in self.loan.wholes(lambda k: prefix + k[skip:] in state):
-            state[prefix + k[skip:]] = whole.to(self.loan.homes.get(k, whole.device))
+            state[prefix + k[skip:]] = self.loan.at_home(k, whole)
 
     def _before_load(self, *args: Any) -> None:
         assert self.loan is not None
@@ -218,7 +226,7 @@ class Backbone:
         assert self.loan is not None
         for b in {id(b): b for b, _, _ in self.loan.emptied.values()}.values():
             self.loan.refresh(b)
-        self._filling.__exit__(None, None, None)
+        self.__dict__.pop("_filling").__exit__(None, None, None)
 
 
 class Spelling:

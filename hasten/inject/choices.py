@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten import ops
 from hasten.model import Transformer
-from hasten.model.layer import Experts, Layer
+from hasten.model.layer import Around, Experts, Layer
 from hasten.spec import Alibi, Rope, Tokens
 
 PAGE = 16  # tokens
@@ -46,8 +46,6 @@ def _attention(layer: Layer, x: Tensor, paged: bool) -> list[Call]:
     r = a.position
     turn = (x.new_zeros(rows, r.dim // 2, dtype=torch.float32),) * 2 if isinstance(r, Rope) else None
     q = x.new_zeros(rows, a.heads, a.head_dim)
-    n = m.around
-    behind = (m.out, x, n.inner, n.outer, n.scale, n.layer_scale)
     slopes = x.new_zeros(a.heads, dtype=torch.float32) if isinstance(r, Alibi) else None
     if paged:
         pages = -(-rows // PAGE)
@@ -60,8 +58,8 @@ def _attention(layer: Layer, x: Tensor, paged: bool) -> list[Call]:
     else:
         into, k = None, q[None, :, : a.kv_heads]
         attend = (ops.attend, (q[None], k, k, a, None, None, m.sinks))
-    given = (x, n.before, m.qkv, a, m.q_norm, m.k_norm, turn, into)
-    return [(ops.qkv, given), attend, (ops.project, (q.flatten(1), *behind))]
+    given = (x, m.around.before, m.qkv, a, m.q_norm, m.k_norm, turn, into)
+    return [(ops.qkv, given), attend, *_ending(q.flatten(1), m.out, x, m.around)]
 
 
 def _mlp(layer: Layer, x: Tensor) -> list[Call]:
@@ -69,14 +67,21 @@ def _mlp(layer: Layer, x: Tensor) -> list[Call]:
     if isinstance(m, Experts):
         shares = x.new_zeros(len(x), m.spec.top_k)
         return [(ops.route, (x, m.router, m.spec)), (ops.experts, (x, shares, shares.long(), m.up, m.down, m.spec))]
-    y, n = x.new_zeros(len(x), m.spec.width), m.around
-    down = (m.down, x, n.inner, n.outer, n.scale, n.layer_scale)
-    return [(ops.up, (x, n.before, m.up, m.spec)), (ops.project, (y, *down))]
+    y = x.new_zeros(len(x), m.spec.width)
+    return [(ops.up, (x, m.around.before, m.up, m.spec)), *_ending(y, m.down, x, m.around)]
+
+
+def _ending(y: Tensor, m: ops.Matrix, residual: Tensor, a: Around) -> list[Call]:
+    """A sublayer's last product and what follows it: one region, or where ranks divide it with an exchange between."""
+    behind = (residual, a.inner, a.outer, a.scale, a.layer_scale)
+    if a.over is None:
+        return [(ops.project, (y, m, *behind))]
+    return [(ops.linear, (y, m)), (ops.settle_over, (residual, *behind, a.over))]
 
 
 def _head(t: Transformer, x: Tensor) -> list[Call]:
     h, e = t.tower.head, t.tower.embed
-    if h is None or not isinstance(e, Tokens) or e.projection is not None:
+    if not t.place.last or h is None or not isinstance(e, Tokens) or e.projection is not None:
         return []
     matrix = ops.Matrix(t.weights["tokens" if h.tied else "head.weight"], t.weights.get("head.bias"))
     return [(ops.head, (x, t.final_norm, matrix, h))]

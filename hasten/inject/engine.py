@@ -116,7 +116,8 @@ class InferenceEngine(nn.Module):
         check_limit(given, given.get("generation_config") or self.module.generation_config, self._limit, length)
         positional = () if sampling is None else (sampling, *args)  # transformers' generation_config and what follows
         model: Any = self.module
-        if self.division is not None:
+        answers = self.generating is not None and self.generating.installed  # it shares them itself
+        if self.division is not None and not answers:
             share_draws(self.division.everyone)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)

@@ -35,15 +35,16 @@ class Held:
 def held(t: Tower, bindings: Sequence[Binding], division: Division | None) -> Held | None:
     """Who holds what of a backbone; None where layers are not cut into stages.
 
-    One stored tensor may serve several blocks: all of their stages hold it. So do all hold what the model's own modules
-    read, the table of tokens and the head.
+    One stored tensor may serve several blocks: all of their stages hold it. Tables of the vocabulary are everywhere
+    where modules read them that cannot be told (`may_divide`).
     """
     chain = None if division is None else division.place.chain
     if division is None or chain is None:
         return None
     cuts = division.cuts(t)
     everywhere = range(len(cuts))
-    found = {b.param.name: everywhere if b.param.role == "vocab" else holders(t, b.param, cuts) for b in bindings}
+    told = {b.param.name for b in bindings if b.param.role != "vocab" or division.vocabulary}
+    found = {b.param.name: holders(t, b.param, cuts) if b.param.name in told else everywhere for b in bindings}
     together: dict[tuple[str, ...], set[int]] = {}
     for b in bindings:
         together.setdefault(b.keys, set()).update(found[b.param.name])

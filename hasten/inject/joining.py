@@ -24,8 +24,8 @@ class Division:
     """Among whom a model is divided, how its experts are, and where this rank keeps its share (None: as the model).
 
     group: the ranks that divide every layer. stages: those that hold layers one after the other. layers: how many
-    blocks each stage has, where the user says.
-    home: where whole tensors go when they are wanted again (None: where the model had them).
+    blocks each stage has, where the user says. home: where whole tensors go when they are wanted again (None: where the
+    model had them). vocabulary: whether tables of the vocabulary are divided too, and left to the stages that read them.
     """
 
     group: Group
@@ -35,6 +35,7 @@ class Division:
     stages: Chain | None = None
     layers: tuple[int, ...] | None = None
     home: torch.device | None = None
+    vocabulary: bool = False
 
     @property
     def place(self) -> Place:

@@ -150,8 +150,8 @@ KEYS: tuple[Key, ...] = (
     Key("base_dir", PATH, "", "works", "The folder that a relative path in `checkpoint` lies in."),
     Key("checkpoint", CHECKPOINT, None, "works",
         "Fills the model, also one on the meta device, before it is fused: a folder or file of Hugging Face, "
-        "Megatron-LM, Megatron-Core or torch.distributed.checkpoint, a description of files (a JSON file or a dict "
-        "with `type` and `checkpoints`), or a dict of tensors by name.",
+        "DeepSpeed, Megatron-LM, Megatron-Core or torch.distributed.checkpoint, a description of files (a JSON "
+        "file or a dict with `type` and `checkpoints`), or a dict of tensors by name.",
     ),
     Key("save_mp_checkpoint_path", PATH, None, "works",
         "An empty or new folder that the weights are written to, as the devices share them, in the dtype they have "

@@ -51,8 +51,13 @@ class LiveGenerate:
         """Take `generate` over, unless the user has put another one there."""
         self.model.__dict__.setdefault("generate", self.generate)  # a bound method: a copy takes its own along
 
+    @property
+    def installed(self) -> bool:
+        """Whether it answers now."""
+        return vars(self.model).get("generate") == self.generate
+
     def remove(self) -> None:
-        if vars(self.model).get("generate") == self.generate:
+        if self.installed:
             del self.model.__dict__["generate"]
         self.native.close()
 
@@ -98,7 +103,8 @@ class LiveGenerate:
             if name in vars(self.model) or not _transformers_own(kind, name):
                 raise Declined(f"{name} of {kind.__name__} is not transformers' own")
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-        if type(head) is not nn.Linear or "forward" in vars(head):
+        divided = b.vocabulary is not None  # then its forward is ours
+        if type(head) is not nn.Linear or ("forward" in vars(head) and not divided):
             raise Declined("the head is no plain linear layer")
         hooks = [h for m in self.model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
         if any(foreign(f) for h in hooks for f in h.values()):

@@ -87,7 +87,7 @@ class Loan:
         for place, k in enumerate(b.keys):
             self.emptied[k] = (b, place, tensors[k].shape)
             self.homes[k] = self.division.home or tensors[k].device
-            tensors[k].data = own.new_empty(0)
+            tensors[k].data = self.resting(b)
 
     def _leave(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
         """Nothing of a parameter that another stage holds."""
@@ -149,6 +149,17 @@ class Loan:
                 yield k, made[place].reshape(shape)
             del made  # before the next is gathered
 
+    def resting(self, b: Binding) -> Tensor:
+        """What a live parameter holds while nobody needs all of it: of a vocabulary this rank's rows, else nothing."""
+        own = self.weights.get(b.param.name)
+        if own is None:  # another stage's
+            return live_tensors(self.model)[b.keys[0]].detach().new_empty(0)
+        return own if b.param.role == "vocab" else own.new_empty(0)
+
+    def at_home(self, key: str, whole: Tensor) -> Tensor:
+        """A whole tensor where the live one belongs."""
+        return whole.to(self.homes.get(key, whole.device))
+
     def refresh(self, b: Binding) -> None:
         """Take the canonical values of a filled parameter from the live tensors again."""
         if b.param.name not in self.weights:
@@ -167,8 +178,8 @@ class Loan:
         try:
             yield
         finally:
-            for k in self.emptied:
-                tensors[k].data = tensors[k].data.new_empty(0)
+            for k, (b, _, _) in self.emptied.items():
+                tensors[k].data = self.resting(b)
 
     def give_back(self) -> None:
         """Every live parameter gets memory of its own again, with the same values; the loan is over.
@@ -191,7 +202,7 @@ class Loan:
                 live = tensors[k]
                 if k in self.emptied:
                     whole = made[self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
-                    live.data = whole.to(self.homes.get(k, whole.device))
+                    live.data = self.at_home(k, whole)
                 elif len(b.keys) > 1 or not live.is_contiguous():
                     live.data = live.data.clone(memory_format=torch.contiguous_format)
         self.emptied.clear()
@@ -208,16 +219,15 @@ class Loan:
                 self.weights[b.param.name] = kept[b.param.name]
             else:
                 self._take(b, tensors)
+        for k, (b, _, _) in self.emptied.items():
+            tensors[k].data = self.resting(b)
 
 
 def divides(division: Division | None, b: Binding) -> bool:
-    """Whether ranks hold shares of a parameter. The table of tokens and the head are whole on every rank.
-
-    The model's own modules read both, the embedding for whoever asks for it and the head behind the backbone.
-    """
-    if division is None or division.group.size == 1:
+    """Whether ranks hold shares of a parameter."""
+    if division is None or division.group.size == 1 or (b.param.role == "vocab" and not division.vocabulary):
         return False
-    return b.param.role != "vocab" and is_split(b.param, division.experts)
+    return is_split(b.param, division.experts)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -58,7 +58,8 @@ def portion(b: Binding, rank: int, size: int, experts: Split = "inside") -> Port
         ids[k] = torch.arange(at, at + t.numel()).view(t.shape)
         at += t.numel()
     wanted = shard(small.param, fetch(small, ids), rank, size, experts)
-    found = {k: _slices(t, wanted) for k, t in ids.items() if torch.isin(t, wanted).any()}
+    needed = torch.zeros(at, dtype=torch.bool).index_fill(0, wanted.flatten(), True)
+    found = {k: _slices(needed[t]) for k, t in ids.items() if needed[t].any()}
     slices = {k: s for k, s in found.items() if s is not None}
     local = Binding(share(small.param, size, experts), tuple(slices), b.dialect)
     if len(slices) < len(found) or not _gives(local, {k: s.of(ids[k].__getitem__) for k, s in slices.items()}, wanted):
@@ -75,17 +76,17 @@ def _thin(p: Param, experts: Split) -> Param:
     return replace(p, **({"parts": ones["parts"]} if divided[0] == -1 else {"columns": ones["columns"]}))
 
 
-def _slices(t: Tensor, wanted: Tensor) -> Slices | None:
-    """The slices of a tensor of numbers that hold those that are wanted; None where no few slices do."""
-    found = torch.isin(t, wanted)
-    runs = [_runs(found.flatten() if t.ndim == 1 else found.movedim(i, 0).flatten(1).any(1)) for i in range(t.ndim)]
-    axis = max(range(t.ndim), key=lambda i: len(runs[i]))
+def _slices(found: Tensor) -> Slices | None:
+    """The slices of booleans that hold all that are True, and no other; None where no few slices do."""
+    axes = range(found.ndim)
+    runs = [_runs(found if found.ndim == 1 else found.movedim(i, 0).flatten(1).any(1)) for i in axes]
+    axis = max(axes, key=lambda i: len(runs[i]))
     if any(len(r) > 1 for i, r in enumerate(runs) if i != axis) or len(runs[axis]) > MOST:
         return None
     parts = []
     for run in runs[axis]:
         ends = [run if i == axis else each[0] for i, each in enumerate(runs)]
-        index = [slice(None) if end == (0, n) else slice(*end) for end, n in zip(ends, t.shape, strict=True)]
+        index = [slice(None) if end == (0, n) else slice(*end) for end, n in zip(ends, found.shape, strict=True)]
         if not bool(found[tuple(index)].all()):
             return None
         while index and index[-1] == slice(None):

@@ -285,9 +285,6 @@ def test_what_is_no_checkpoint_at_all(where: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "format"),
     [
-        ("latest", "DeepSpeed"),
-        ("mp_rank_00_model_states.pt", "DeepSpeed or Megatron"),
-        ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed"),
         ("tf_model.h5", "TensorFlow"),
     ],
 )

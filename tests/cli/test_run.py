@@ -24,6 +24,7 @@ from hasten.cli import run as command_run
 from hasten.cli.__main__ import main, parser
 from hasten.cli.launch import hosts, ssh
 from hasten.errors import ConfigError
+from tests.parallel.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -122,10 +123,7 @@ def test_ranks_meet_over_the_launchers_store(launch: Any, script: Script) -> Non
     print(x.item(), flush=True)
     dist.destroy_process_group()
     """
-    with socket.socket() as s:
-        s.bind(("", 0))
-        port = s.getsockname()[1]
-    assert launch("--num_gpus", 2, "--master_port", port, script(body))[:2] == (0, "3.0\n")
+    assert launch("--num_gpus", 2, "--master_port", free_port(), script(body))[:2] == (0, "3.0\n")
 
 
 def test_one_rank_where_there_is_no_gpu_and_all_visible_gpus_elsewhere(
@@ -498,9 +496,7 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    with socket.socket() as s:
-        s.bind(("", 0))
-        port = s.getsockname()[1]
+    port = free_port()
 
     def arguments(*lines: str) -> list[str]:
         (tmp_path / "hostfile").write_text("\n".join(lines))

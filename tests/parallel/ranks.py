@@ -12,6 +12,7 @@ import atexit
 import faulthandler
 import os
 import pickle
+import random
 import shutil
 import signal
 import socket
@@ -59,7 +60,7 @@ class Pool:
         self.folder, self.broken = Path(tempfile.mkdtemp(prefix="ranks")), False
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
-        port = _free_port()
+        port = free_port()
         for rank in range(size):
             ours, theirs = context.Pipe()
             work = (theirs, rank, size, self.folder, port)
@@ -113,10 +114,16 @@ class Pool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_port() -> int:
+    """A port that nobody listens on, outside the range from which systems give connections their own."""
+    while True:
+        with socket.socket() as s:
+            port = random.SystemRandom().randrange(10_000, 30_000)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def _serve(pipe: Connection, rank: int, size: int, folder: Path, port: int) -> None:

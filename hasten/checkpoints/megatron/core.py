@@ -15,7 +15,7 @@ from hasten.checkpoints.joining import Share, Whole, first
 from hasten.checkpoints.megatron.assemble import TOKENS
 from hasten.checkpoints.megatron.naming import NO_WEIGHT, plain
 from hasten.checkpoints.megatron.source import Megatron
-from hasten.checkpoints.pickles import load
+from hasten.checkpoints.pickles import fields_of, load
 from hasten.checkpoints.source import Entry, Source
 from hasten.errors import WeightError
 
@@ -62,5 +62,4 @@ def _arguments(path: Path) -> Mapping[str, Any]:
     content = load(path)
     if not isinstance(content, Mapping):
         raise WeightError(f"{path} holds no dict but a {type(content).__name__}")
-    said = content.get("args")
-    return said if isinstance(said, Mapping) else dict(getattr(said, "__dict__", {}))
+    return fields_of(content.get("args"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hasten.checkpoints.files import few
 from hasten.checkpoints.megatron.naming import flat, plain
-from hasten.checkpoints.pickles import load
+from hasten.checkpoints.pickles import fields_of, load
 from hasten.errors import WeightError
 
 CHUNK = re.compile(r"model\d+")
@@ -46,7 +46,6 @@ def open_shard(path: Path, module_key: str | None = None) -> Shard:
     content = load(path)
     if not isinstance(content, Mapping):
         raise WeightError(f"{path} holds no dict but a {type(content).__name__}")
-    arguments = content.get("args")
     trees = _trees(path, content, module_key)
     chunks = [_tensors(path, tree) for tree in trees]
     raw = [name for tree in trees for name, _ in flat(tree)]
@@ -55,7 +54,7 @@ def open_shard(path: Path, module_key: str | None = None) -> Shard:
         tuple(chunks),
         _number(path, content, "checkpoint_version"),
         not any(".query_key_value." in n for n in raw),
-        arguments if isinstance(arguments, Mapping) else dict(getattr(arguments, "__dict__", {})),
+        fields_of(content.get("args")),
         cast("int | None", _number(path, content, "iteration")),
         cast("int | None", _number(path, content, "mp_world_size")),
     )

@@ -56,7 +56,13 @@ def open_ranks(origin: Path, places: Places, version: float | None = None, modul
             shards[rank] = open_shard(path, module_key)
         except WeightError as e:
             problems.append(str(e))
-    _refuse(origin, problems or _contradictory(origin, shards := _experts(shards)))
+    _refuse(origin, problems)
+    return open_shards(origin, _experts(shards), version)
+
+
+def open_shards(origin: Path, shards: Mapping[Rank, Shard], version: float | None = None) -> Megatron:
+    """The source of files that are open, as `open_ranks` has it."""
+    _refuse(origin, _contradictory(origin, shards))
     order, problems = _version(shards, version)
     wholes, wrong = assemble(shards, order)
     _refuse(origin, problems + wrong)
