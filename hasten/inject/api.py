@@ -31,7 +31,7 @@ from hasten.inject.joining import Division, check_divisible, compare, in_step
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
-from hasten.inject.vocabulary import may_divide
+from hasten.inject.vocabulary import may_divide, may_leave
 from hasten.ops.backends import load
 from hasten.weights import Split
 
@@ -53,9 +53,9 @@ def init_inference(
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
             filling = _filling(given, options, division)
             if division is not None:
-                vocabulary = may_divide(given, attach(given, resolve_policy(given, options.injection_policy, FAMILIES)))
-                home = torch.device("cpu") if filling.meta else None
-                division = replace(division, home=home, vocabulary=vocabulary)
+                found = attach(given, resolve_policy(given, options.injection_policy, FAMILIES))
+                division = _of_vocabulary(division, given, found)
+                division = replace(division, home=torch.device("cpu") if filling.meta else None)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
             # of a live model that is divided only the shares go to the device
             reader = None if division is None else _reader(_plans(given, options), division, where)
@@ -107,7 +107,7 @@ def _engine(
     model, backbones = _seen(given, options, division, shares)
     apart = frozenset[int]()
     if division is not None:
-        division = replace(division, vocabulary=may_divide(model, backbones))
+        division = _of_vocabulary(division, model, backbones)
         apart = _apart(model, backbones, division)
     device, home = _device(model, options), None if division is None else division.home
     cast = Cast(model, options.dtype, device, options.keep_originals, apart, home)
@@ -122,6 +122,11 @@ def _engine(
             engine.revert(force=True)
             raise
     return engine
+
+
+def _of_vocabulary(division: Division, model: nn.Module, backbones: list[Backbone]) -> Division:
+    vocabulary, leaving = may_divide(model, backbones), may_leave(model, backbones)
+    return replace(division, vocabulary=vocabulary, leaving=leaving and division.place.chain is not None)
 
 
 def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> frozenset[int]:

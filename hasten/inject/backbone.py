@@ -106,9 +106,10 @@ class Backbone:
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
-        if division is not None and division.vocabulary:
+        if division is not None and (division.vocabulary or division.leaving):
             self.vocabulary = Vocabulary(self, division.group)
             self.vocabulary.install()
+            self._own = Attributes([m for m in self._own.modules if m not in self.vocabulary])
 
     def remove(self) -> None:
         """Give the weights back and the module its own forward."""
@@ -255,11 +256,11 @@ class Attributes:
     """What modules hold on their instances, looked up in all of them in a few microseconds."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._modules = modules
+        self.modules = modules
         self._held = [m.__dict__ for m in modules]
 
     def __reduce__(self) -> Any:
-        return type(self), (self._modules,)  # a deep copy of a module has a dict that no copy of its own dict is
+        return type(self), (self.modules,)  # a deep copy of a module has a dict that no copy of its own dict is
 
     def any(self, name: str) -> bool:
         return any(map(contains, self._held, repeat(name)))

@@ -24,8 +24,9 @@ class Division:
     """Among whom a model is divided, how its experts are, and where this rank keeps its share (None: as the model).
 
     group: the ranks that divide every layer. stages: those that hold layers one after the other. layers: how many
-    blocks each stage has, where the user says. home: where whole tensors go when they are wanted again (None: where the
-    model had them). vocabulary: whether tables of the vocabulary are divided too, and left to the stages that read them.
+    blocks each stage has, where the user says. home: where whole tensors go when they are wanted again (None: where
+    the model had them). Of tables of the vocabulary, vocabulary: whether they are divided too, leaving: whether they
+    are left to the stages that read them.
     """
 
     group: Group
@@ -36,6 +37,7 @@ class Division:
     layers: tuple[int, ...] | None = None
     home: torch.device | None = None
     vocabulary: bool = False
+    leaving: bool = False
 
     @property
     def place(self) -> Place:

@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 RESIZE = "resize_token_embeddings"
 
 
-def may_divide(model: nn.Module, backbones: Sequence[Backbone]) -> bool:
-    """Whether ranks can hold rows of the vocabulary: of one decoder with a head, where modules of torch's read them."""
-    if len(backbones) != 1 or backbones[0].seam.kind != "decoder" or backbones[0].tower.head is None:
+def may_leave(model: nn.Module, backbones: Sequence[Backbone]) -> bool:
+    """Whether a stage can do without tables of the vocabulary: of one backbone, where modules of torch's read them."""
+    if len(backbones) != 1:
         return False
     readers = [m for m, _, _ in _readers(model, backbones[0].bindings)]
     return all(isinstance(m, nn.Linear | nn.Embedding) and "forward" not in vars(m) for m in readers)
+
+
+def may_divide(model: nn.Module, backbones: Sequence[Backbone]) -> bool:
+    """Whether ranks can hold rows of the vocabulary: of such a one that is a decoder with a head."""
+    if not may_leave(model, backbones):
+        return False
+    return backbones[0].seam.kind == "decoder" and backbones[0].tower.head is not None
 
 
 def _readers(model: nn.Module, bindings: Sequence[Binding]) -> Iterator[tuple[nn.Module, str, Binding]]:
@@ -56,6 +63,9 @@ class Vocabulary:
         self.readers = tuple(readers.values())
         self._outside = [r for r in self.readers if r.module not in inside]  # of the others the backbone's hooks know
         self._handles: list[Any] = []
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return any(r.module is module for r in self.readers)
 
     def install(self) -> None:
         # bound methods: a copy of the model takes its own along

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +13,20 @@ import torch.distributed as dist
 import hasten
 from hasten.errors import RequestError
 from hasten.inject.attach import attach
+from hasten.inject.backbone import Backbone
+from hasten.inject.loan import live_tensors
 from hasten.inject.probe import probe
+from hasten.weights import holders, share
 from tests.inject.test_ranks import BATCH, GREEDY, IDS, cast, first, generated, refused, worked_on
 from tests.parallel import ranks
 from tests.tiny import TINY, build
 
 
 def called(name: str, given: dict[str, Any]) -> tuple[float, bool, bool]:
-    """The largest difference of a call, and whether state_dict and revert are exact."""
+    """The largest difference of a call, and whether state_dict and revert are exact.
+
+    Unless several backbones share a table, this stage has no more than its blocks and what is at its end of the model.
+    """
     theirs, model = build(TINY[name]), build(TINY[name])
     asked = {**TINY[name].own(), **probe(theirs, attach(theirs))}
     engine = hasten.init_inference(model, **given)
@@ -31,12 +38,30 @@ def called(name: str, given: dict[str, Any]) -> tuple[float, bool, bool]:
         off = off[seen.bool()]  # what stands at padding means nothing
     lost = float(off.max() / want.abs().max())
     assert all(b.calls > 0 and not b.detours for b in engine.backbones), engine.explain()
+    if len(engine.backbones) == 1:
+        assert weighs(engine) == due(engine.backbones[0])
     before, state = theirs.state_dict(), engine.module.state_dict()
     exact = before.keys() == state.keys() and all(torch.equal(before[k], state[k]) for k in before)
     engine.revert()
     back = model.state_dict()
     reverted = all(torch.equal(before[k], back[k]) for k in before) and "forward" not in vars(attach(model)[0].module)
     return lost, exact, reverted
+
+
+def weighs(engine: Any) -> int:
+    """Numbers of the backbone's parameters that are here, borrowed or not."""
+    (b,), tensors = engine.backbones, live_tensors(engine.module)
+    here = [*(tensors[k] for one in b.bindings for k in one.keys), *b.transformer.weights.values()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in here}.values())
+
+
+def due(b: Backbone) -> int:
+    """Numbers of the parameters that this rank's stage is for, as the description has them."""
+    assert b.division is not None
+    cuts, place = b.division.cuts(b.tower), b.division.place
+    rank = 0 if place.chain is None else place.chain.rank
+    stored = {one.keys: one.param for one in b.bindings if rank in holders(b.tower, one.param, cuts)}
+    return sum(math.prod(share(p, b.division.group.size).shape) for p in stored.values())
 
 
 @pytest.mark.parametrize(
