@@ -4,6 +4,7 @@ told to all of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class Stage:
 
     def __init__(self, model: Transformer, chain: Chain, sampler: Sampler) -> None:
         self.model, self.chain, self._sampler = model, chain, sampler
+        device = model.like.device
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def enter(self, x: Tensor) -> Tensor:
         """The hidden states that the stage in front has made, of x's shape; x itself on the first."""
@@ -100,7 +103,12 @@ class Stage:
         columns = 1 if most is None else 2 + 2 * min(most, e.vocab)
         like = torch.empty(len(lines), columns, dtype=torch.float64, device=self.model.like.device)
         coming = self.chain.broadcast(like, self.chain.size - 1)
-        return Relayed(lines, lambda: _unpacked(samplings, coming.wait()), moving)
+        return Relayed(lines, lambda: self._heard(samplings, coming), moving)
+
+    def _heard(self, samplings: list[Sampling], coming: Coming) -> Choosing:
+        """What the last stage has chosen, which does not wait for passes that have begun here meanwhile."""
+        with nullcontext() if self._beside is None else torch.cuda.stream(self._beside):
+            return _unpacked(samplings, coming.wait())
 
 
 def _packed(made: Choosing) -> Tensor:

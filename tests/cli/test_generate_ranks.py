@@ -115,12 +115,13 @@ def test_the_gpt_neo_pipeline_of_the_tutorial_on_two_ranks(neo: Path, tmp_path: 
     assert said[1] == said[0]
 
 
-def test_a_rank_that_is_killed_while_it_generates_ends_all_and_is_named(gpt2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["mp_size", "pp_size"])
+def test_a_rank_that_is_killed_while_it_generates_ends_all_and_is_named(gpt2: Path, tmp_path: Path, size: str) -> None:
     file = tmp_path / "script.py"
     file.write_text(
         "import os, signal, transformers, hasten\n"
         f"model = transformers.GPT2LMHeadModel.from_pretrained({str(gpt2)!r})\n"
-        "engine = hasten.init_inference(model, mp_size=2, device='cpu')\n"
+        f"engine = hasten.init_inference(model, {size}=2, device='cpu')\n"
         "for i, event in enumerate(engine.generate([[5, 6, 7]], max_new_tokens=50, ignore_eos=True, stream=True)):\n"
         "    if i == 20 and os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"

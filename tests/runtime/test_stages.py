@@ -57,11 +57,10 @@ def same(a: Generation, b: Generation) -> bool:
     """The same tokens, and logarithms but for what other rows beside one do to their last digits."""
     if a.tokens != b.tokens or (a.likeliest is None) != (b.likeliest is None):
         return False
-    scores = zip(a.likeliest or (), b.likeliest or (), strict=True)
-    best = [abs(p[t] - q.get(t, torch.inf)) for p, q in scores for t in p]
-    return (
-        max([*(abs(p - q) for p, q in zip(a.logprobs or (), b.logprobs or (), strict=True)), *best], default=0) < 1e-4
-    )
+    best = zip(a.likeliest or (), b.likeliest or (), strict=True)
+    off = [abs(p[t] - q.get(t, torch.inf)) for p, q in best for t in p]
+    off += [abs(p - q) for p, q in zip(a.logprobs or (), b.logprobs or (), strict=True)]
+    return max(off, default=0) < 1e-4
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["launch by launch", "recorded"])
@@ -73,3 +72,44 @@ def test_two_stages_say_what_one_process_says(name: str, recorded: bool) -> None
 @pytest.mark.parametrize("recorded", [False, True], ids=["launch by launch", "recorded"])
 def test_nine_requests_that_give_way_for_each_other(recorded: bool) -> None:
     assert ranks.run(2, said, "llama", NINE, recorded, 9) == [[], []]  # the longest needs six
+
+
+def order(requests: int, prompt: int, budget: int | None) -> list[tuple[str, int]]:
+    """What this rank does in which order: ("begun", rows of the pass) and ("heard", passes still under way)."""
+    _, own = staged("llama")
+    g = Generator(own, page_size=4, budget=budget)
+    runner, events, under = g._runner, list[tuple[str, int]](), list[Any]()
+    start = runner.start
+
+    def begun(rows: Any, *more: Any) -> Any:
+        events.append(("begun", len(rows)))
+        work = start(rows, *more)
+        under.append(work)
+        scores = work.scores
+
+        def heard() -> Any:
+            if work in under:
+                under.remove(work)
+                events.append(("heard", len(under)))
+            return scores()
+
+        work.scores = heard
+        return work
+
+    runner.start = begun
+    g.generate([[5 + i] * prompt for i in range(requests)], Sampling(max_new_tokens=4))
+    return events
+
+
+def test_every_stage_begins_a_pass_before_it_hears_of_the_one_in_front() -> None:
+    for events in ranks.run(2, order, 9, 3, None):
+        assert events[:2] == [("begun", 5), ("begun", 4)]
+        kinds = [what for what, _ in events]
+        assert kinds == ["begun", *["begun", "heard"] * (len(kinds) // 2 - 1), "heard"]  # always two under way
+        assert sum(n for what, n in events if what == "begun") == 9 * 4
+
+
+def test_pieces_of_one_prompt_follow_each_other_and_its_tokens_wait() -> None:
+    for events in ranks.run(2, order, 1, 20, 5):
+        kinds = [what for what, _ in events]
+        assert kinds == ["begun", "begun", *["heard", "begun"] * 2, "heard", "heard", *["begun", "heard"] * 3]
