@@ -16,7 +16,7 @@ import hasten
 from hasten.bench.engines import Stand
 from hasten.bench.peers import HASTEN, PEERS
 from hasten.bench.shapes import make_empty
-from hasten.bench.timing import Job, job
+from hasten.bench.timing import Job, job, timed
 from hasten.inject.joining import join
 
 
@@ -39,6 +39,13 @@ def folder(stand: Stand) -> Iterator[Stored]:
         finally:
             if group is not None:
                 group.share(None)  # nobody reads any more
+
+
+def bus(device: torch.device) -> float:
+    """Bytes a second that a GPU fetches from pinned memory, at best."""
+    there = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    here = torch.empty_like(there, device=device)
+    return there.numel() / min(timed(lambda: here.copy_(there)) for _ in range(5))
 
 
 def jobs(stand: Stand, path: str) -> tuple[dict[str, Job], Callable[[], None]]:

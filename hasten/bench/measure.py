@@ -110,6 +110,8 @@ class Bench:
             self._leave(stand)  # what is loaded wants the memory
             jobs, leave = load.jobs(stand, stored.path)
             wanted = {title: jobs[title] for title in asked}
+            if self.device.type == "cuda":
+                self._note(f"{w}: pinned memory reaches the device at {load.bus(self.device) / 1e9:.1f} GB/s")
             times, failures = interleave(wanted, self.runs, advance=lambda: (leave(), self.advance()))
         for title, e in failures.items():
             self._left_out(w, title, e)

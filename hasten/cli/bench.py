@@ -31,8 +31,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
         nargs="*",
         default=DEFAULT,
         metavar="KIND:MODEL:DTYPE",
-        help="KIND: generate, decode, prefill, encode, offline, load, start or cold-start; without one, decoders generate "
-        f"and encoders encode. MODEL: a shape or a folder. Default: {' '.join(DEFAULT)}",
+        help="KIND: generate, decode, prefill, encode, offline, load, start or cold-start; without one, decoders "
+        f"generate and encoders encode. MODEL: a shape or a folder. Default: {' '.join(DEFAULT)}",
     )
     p.add_argument("--standard", action="store_true", help="the table of docs/benchmarks.md, beside its targets")
     p.add_argument("--quick", action="store_true", help="tiny models: shows that the benchmark runs, not how fast")
