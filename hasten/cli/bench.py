@@ -104,8 +104,6 @@ def _measure(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         device = local_device() if shared else torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    if shared and (alone := [w for w in works if w.kind in ("start", "cold-start")]):
-        raise ConfigError(f"{alone[0]}: it is measured in one process; leave --num_gpus out")
     ceilings = measure(device, dict.fromkeys(w.dtype for w in works))
     bench = Bench(device, ceilings, args.peers, args.runs or (3 if args.standard else 5))
     bench.profiles, bench.invariant, bench.ranks = [] if args.profile else None, args.batch_invariant, ranks.started()
@@ -180,6 +178,9 @@ def _check(args: argparse.Namespace) -> None:
         for n in () if given is None else given if isinstance(given, tuple) else (given,):
             if n < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {n}")
+    alone = [w for w in args.work if w.split(":")[0] in ("start", "cold-start")]
+    if alone and (args.num_gpus or ranks.started()) > 1:
+        raise ConfigError(f"{alone[0]} is measured in one process; leave --num_gpus out")
     unknown = [p for p in args.peers if p not in PEERS]
     if unknown:
         raise ConfigError(f"--peers {unknown[0]}: there are {', '.join(PEERS)}, and none")
