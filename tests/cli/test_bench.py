@@ -137,4 +137,4 @@ def test_more_tokens_than_the_model_has_positions(command: Any) -> None:
 def test_the_start_of_a_process_is_measured_in_one(command: Any) -> None:
     r = command("bench", "start:gpt2:fp32", "--num_gpus", 2, *SMALL)
     assert r.status == 2
-    assert "start:gpt2:fp32 is measured in one process" in r.stderr
+    assert "start:gpt2:fp32 is measured in one process" in r.err
