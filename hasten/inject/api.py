@@ -29,7 +29,7 @@ from hasten.inject.joining import Division, check_divisible, compare, in_step, j
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
-from hasten.inject.vocabulary import may_divide
+from hasten.inject.vocabulary import divisible
 from hasten.ops.backends import load
 from hasten.parallel import Group
 from hasten.weights import Split
@@ -52,7 +52,7 @@ def init_inference(
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
             filling = _filling(given, options, division)
             if division is not None:
-                vocabulary = may_divide(given, attach(given, resolve_policy(given, options.injection_policy, FAMILIES)))
+                vocabulary = divisible(given, attach(given, resolve_policy(given, options.injection_policy, FAMILIES)))
                 home = torch.device("cpu") if filling.meta else None
                 division = replace(division, home=home, vocabulary=vocabulary)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
@@ -101,7 +101,7 @@ def _engine(
     model, backbones = _seen(given, options, group, shares)
     device, apart = _device(model, options), frozenset[int]()
     if division is not None:
-        division = replace(division, vocabulary=may_divide(model, backbones))
+        division = replace(division, vocabulary=divisible(model, backbones))
         tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
         apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
     cast = Cast(model, options.dtype, device, options.keep_originals, apart, division and division.home)

@@ -103,7 +103,7 @@ class Backbone:
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
         if division is not None and division.vocabulary:
-            self.vocabulary = Vocabulary(self, division.group)
+            self.vocabulary = Vocabulary(self, division)
             self.vocabulary.install()
 
     def remove(self) -> None:

@@ -34,8 +34,8 @@ COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values"
 class Division:
     """Among whom a model is divided, how its experts are, and where this rank keeps its share (None: as the model).
 
-    home: where whole tensors go when they are wanted again (None: where the model had them). vocabulary: whether tables
-    of the vocabulary are divided too.
+    home: where whole tensors go when they are wanted again (None: where the model had them). vocabulary: the slots
+    of the vocabulary's parameters that are divided too.
     """
 
     group: Group
@@ -43,7 +43,7 @@ class Division:
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     home: torch.device | None = None
-    vocabulary: bool = False
+    vocabulary: frozenset[str] = frozenset()
 
     @property
     def place(self) -> Place:

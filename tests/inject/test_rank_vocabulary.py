@@ -33,7 +33,9 @@ def used(name: str) -> list[str]:
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     vocab = theirs.get_output_embeddings().weight.shape[0]
     rows = -(-vocab // dist.get_world_size())
-    for m in (head, table):
+    for m in (
+        (head, table) if theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight else (head,)
+    ):
         if m.weight.shape[0] != rows or m.weight.data_ptr() not in _held(engine):
             wrong.append(f"{type(m).__name__} has {m.weight.shape[0]} rows")
     if sum(t.numel() for t in engine.backbones[0].transformer.weights.values() if len(t) == rows) == 0:
