@@ -37,7 +37,7 @@ class Lane:
         flat = _bytes(what)
         staged = buffer[: flat.numel()].view(flat.shape)
         np.copyto(staged.numpy(), flat.numpy())  # without the interpreter's lock, and in this thread alone
-        staged = staged.view(what.dtype)
+        staged = staged.view(what.dtype).view(what.shape)
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(ready)
             straight = to.is_contiguous() and to.dtype == what.dtype

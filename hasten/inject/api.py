@@ -31,7 +31,7 @@ from hasten.inject.joining import Division, check_divisible, compare, in_step
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
-from hasten.inject.vocabulary import may_divide, may_leave
+from hasten.inject.vocabulary import divisible, leavable
 from hasten.ops.backends import load
 from hasten.weights import Split
 
@@ -125,8 +125,8 @@ def _engine(
 
 
 def _of_vocabulary(division: Division, model: nn.Module, backbones: list[Backbone]) -> Division:
-    vocabulary, leaving = may_divide(model, backbones), may_leave(model, backbones)
-    return replace(division, vocabulary=vocabulary, leaving=leaving and division.place.chain is not None)
+    leaving = frozenset[str]() if division.place.chain is None else leavable(model, backbones)
+    return replace(division, vocabulary=divisible(model, backbones), leaving=leaving)
 
 
 def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> frozenset[int]:

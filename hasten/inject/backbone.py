@@ -107,7 +107,7 @@ class Backbone:
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
         if division is not None and (division.vocabulary or division.leaving):
-            self.vocabulary = Vocabulary(self, division.group)
+            self.vocabulary = Vocabulary(self, division)
             self.vocabulary.install()
             self._own = Attributes([m for m in self._own.modules if m not in self.vocabulary])
 

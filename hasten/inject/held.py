@@ -36,14 +36,14 @@ def held(t: Tower, bindings: Sequence[Binding], division: Division | None) -> He
     """Who holds what of a backbone; None where layers are not cut into stages.
 
     One stored tensor may serve several blocks: all of their stages hold it. Tables of the vocabulary are everywhere
-    where modules read them that no stage can tell (`may_leave`).
+    where modules read them that no stage can tell (`leavable`).
     """
     chain = None if division is None else division.place.chain
     if division is None or chain is None:
         return None
     cuts = division.cuts(t)
     everywhere = range(len(cuts))
-    told = {b.param.name for b in bindings if b.param.role != "vocab" or division.leaving}
+    told = {b.param.name for b in bindings if b.param.role != "vocab" or b.param.slot in division.leaving}
     found = {b.param.name: holders(t, b.param, cuts) if b.param.name in told else everywhere for b in bindings}
     together: dict[tuple[str, ...], set[int]] = {}
     for b in bindings:

@@ -25,8 +25,8 @@ class Division:
 
     group: the ranks that divide every layer. stages: those that hold layers one after the other. layers: how many
     blocks each stage has, where the user says. home: where whole tensors go when they are wanted again (None: where
-    the model had them). Of tables of the vocabulary, vocabulary: whether they are divided too, leaving: whether they
-    are left to the stages that read them.
+    the model had them). Slots of the vocabulary's parameters: `vocabulary` are divided too, `leaving` are left to the
+    stages that read them.
     """
 
     group: Group
@@ -36,8 +36,8 @@ class Division:
     stages: Chain | None = None
     layers: tuple[int, ...] | None = None
     home: torch.device | None = None
-    vocabulary: bool = False
-    leaving: bool = False
+    vocabulary: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
 
     @property
     def place(self) -> Place:

@@ -290,11 +290,8 @@ def markdown() -> str:
     lines = ["| key | value | default | here | what it does |", "|---|---|---|---|---|"]
     for key in KEYS:
         names = f"`{key.name}`" + "".join(f", `{alias}`" for alias in key.aliases)
-        says = (
-            f"Old name of `{key.moved}`."
-            if key.moved and not (key.says and key.disposition == "works")
-            else key.says[:1].upper() + key.says[1:]
-        )
+        works = key.disposition == "works" and key.says
+        says = f"Old name of `{key.moved}`." if key.moved and not works else key.says[:1].upper() + key.says[1:]
         says += "" if says.endswith((".", ".)")) else "."
         default = "not given" if key.default is None else f"`{key.default!r}`"
         lines.append(f"| {names} | {key.kind.name} | {default} | {key.disposition} | {says} |")

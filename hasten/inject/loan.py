@@ -44,7 +44,7 @@ class Loan:
     ) -> None:
         """shares: by the live names of their parameters, what this rank has read already."""
         self.model, self.bindings, self.division, self.held = model, bindings, division, held
-        self._read = dict(shares or {})
+        self._read = {b.keys: shares[b.keys] for b in bindings if shares and b.keys in shares}
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
         self.homes: dict[str, torch.device] = {}  # where whole tensors go that ranks have shares of
@@ -225,7 +225,9 @@ class Loan:
 
 def divides(division: Division | None, b: Binding) -> bool:
     """Whether ranks hold shares of a parameter."""
-    if division is None or division.group.size == 1 or (b.param.role == "vocab" and not division.vocabulary):
+    if division is None or division.group.size == 1:
+        return False
+    if b.param.role == "vocab" and b.param.slot not in division.vocabulary:
         return False
     return is_split(b.param, division.experts)
 

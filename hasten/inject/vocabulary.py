@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import RequestError
+from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
 from hasten.parallel import Group, exchanged
 from hasten.weights import Binding
@@ -26,25 +27,36 @@ if TYPE_CHECKING:
 RESIZE = "resize_token_embeddings"
 
 
-def may_leave(model: nn.Module, backbones: Sequence[Backbone]) -> bool:
-    """Whether a stage can do without tables of the vocabulary: of one backbone, where modules of torch's read them."""
-    if len(backbones) != 1:
-        return False
-    readers = [m for m, _, _ in _readers(model, backbones[0].bindings)]
+def leavable(model: nn.Module, backbones: Sequence[Backbone]) -> frozenset[str]:
+    """Slots that a stage can do without: of one backbone, where modules of torch's read them."""
+    slots = frozenset({"tokens", "head"})
+    return slots if len(backbones) == 1 and _plain(model, backbones[0], slots) else frozenset()
+
+
+def divisible(model: nn.Module, backbones: Sequence[Backbone]) -> frozenset[str]:
+    """Slots of which ranks can hold rows each: the head's, of one decoder whose tables modules of torch's read.
+
+    Looking tokens up in a divided table takes an exchange, and saves memory but no time: so that is divided where it is
+    the head's too.
+    """
+    head = backbones[0].tower.head if len(backbones) == 1 and backbones[0].seam.kind == "decoder" else None
+    if head is None:
+        return frozenset()
+    slots = frozenset({"tokens", "head"} if head.tied else {"head"})
+    return slots if _plain(model, backbones[0], slots) else frozenset()
+
+
+def _plain(model: nn.Module, backbone: Backbone, slots: frozenset[str]) -> bool:
+    readers = [m for m, _, _ in _readers(model, backbone.bindings, slots)]
     return all(isinstance(m, nn.Linear | nn.Embedding) and "forward" not in vars(m) for m in readers)
 
 
-def may_divide(model: nn.Module, backbones: Sequence[Backbone]) -> bool:
-    """Whether ranks can hold rows of the vocabulary: of such a one that is a decoder with a head."""
-    if not may_leave(model, backbones):
-        return False
-    return backbones[0].seam.kind == "decoder" and backbones[0].tower.head is not None
-
-
-def _readers(model: nn.Module, bindings: Sequence[Binding]) -> Iterator[tuple[nn.Module, str, Binding]]:
+def _readers(
+    model: nn.Module, bindings: Sequence[Binding], slots: frozenset[str]
+) -> Iterator[tuple[nn.Module, str, Binding]]:
     """Every module that has a table, which may be tied, or a bias of the vocabulary, and under what name."""
     for b in bindings:
-        if b.param.role == "vocab":
+        if b.param.role == "vocab" and b.param.slot in slots:
             path, _, name = b.keys[0].rpartition(".")
             t = model.get_submodule(path)._parameters[name]
             yield from ((m, n, b) for m in model.modules() for n, p in m._parameters.items() if p is t)
@@ -53,11 +65,11 @@ def _readers(model: nn.Module, bindings: Sequence[Binding]) -> Iterator[tuple[nn
 class Vocabulary:
     """The readers of one backbone's divided tables, replaced between `install` and `remove`."""
 
-    def __init__(self, backbone: Backbone, group: Group) -> None:
-        self.model, loan = backbone.model, backbone.loan
+    def __init__(self, backbone: Backbone, division: Division) -> None:
+        self.model, loan, group = backbone.model, backbone.loan, division.group
         assert loan is not None
         readers: dict[int, Reader] = {}
-        for m, n, b in _readers(self.model, backbone.bindings):
+        for m, n, b in _readers(self.model, backbone.bindings, division.vocabulary | division.leaving):
             readers.setdefault(id(m), Reader(m, group, loan)).held[n] = b
         inside = set(backbone.module.modules())
         self.readers = tuple(readers.values())

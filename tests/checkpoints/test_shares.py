@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 import threading
@@ -20,11 +21,13 @@ from hasten.checkpoints import Source, StateDict, open_checkpoint
 from hasten.checkpoints.copying import pieces
 from hasten.errors import HastenError, WeightError
 from hasten.inject.loan import divides
+from hasten.module_inject.replace_policy import MegatronLayerPolicy
 from hasten.weights import Param
-from tests.checkpoints.megatron_files import of_gpt2, write
-from tests.checkpoints.test_megatron import gpt2
+from tests.checkpoints.megatron_files import of_gpt2, of_live, write
+from tests.checkpoints.test_megatron import described, gpt2
 from tests.parallel import ranks
 from tests.tiny import TINY, build
+from tests.tiny.megatron import Era, GPTModel, ParallelTransformerLayer, build_megatron
 
 IDS = torch.tensor([[5, 9, 30, 2, 7]])
 
@@ -49,7 +52,7 @@ def made(name: str) -> Any:
 
 
 @torch.no_grad()
-def filled(name: str, folder: str, given: dict[str, Any]) -> tuple[float, bool, bool, int, int]:
+def filled(name: str, folder: Any, given: dict[str, Any]) -> tuple[float, bool, bool, int, int]:
     """How far the answer is off, whether state and reverted model are the saved ones, and numbers read and needed."""
     theirs, model = made(name), made(name).to("meta")
     for p in theirs.parameters():
@@ -57,7 +60,7 @@ def filled(name: str, folder: str, given: dict[str, Any]) -> tuple[float, bool, 
     source = Counted(open_checkpoint(folder))
     engine = hasten.init_inference(model, checkpoint=source, mp_size=dist.get_world_size(), **given)
     want = theirs(input_ids=IDS)[0]
-    off = float((engine(input_ids=IDS)[0] - want).abs().max() / want.abs().max())
+    off = float((engine(input_ids=IDS.to(model.device))[0].cpu() - want).abs().max() / want.abs().max())
     (b,) = engine.backbones
     apart = [one for one in b.bindings if divides(b.division, one)]
     kept = {k for one in apart for k in one.keys}
@@ -104,6 +107,26 @@ def test_shares_have_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
     for off, same, back, *_ in ranks.run(2, filled, "llama", str(tmp_path), {"dtype": torch.bfloat16}):
         assert off < 3e-2
         assert same and back
+
+
+@torch.no_grad()
+def tutorial(file: str) -> bool:
+    """DeepSpeed's call for a live module of Megatron-LM and a description of its ranks' files."""
+    theirs, model = build_megatron(GPTModel, Era()), build_megatron(GPTModel, Era())
+    for p in model.parameters():
+        p.mul_(-0.5)
+    policy = {ParallelTransformerLayer: MegatronLayerPolicy}
+    engine = hasten.init_inference(model, mp_size=dist.get_world_size(), checkpoint=file, injection_policy=policy)
+    places, hidden = torch.arange(5)[None], torch.ones(5, 5).triu(1).bool()[None, None]
+    return torch.allclose(engine(IDS, places, hidden), theirs(IDS, places, hidden), atol=3e-5)
+
+
+def test_the_tutorials_megatron_merges_files_into_other_ranks(tmp_path: Path) -> None:
+    content = of_live(build_megatron(GPTModel, Era()), 2, 3)
+    inside = write(tmp_path, content, heads=3, ranks=1, stages=3, version=2, era="encoder")
+    file = inside / "test.json"
+    file.write_text(json.dumps(described(inside, version=2.0, pp_size=3)))
+    assert ranks.run(3, tutorial, str(file)) == [True] * 3
 
 
 def live(name: str, folder: str) -> bool:

@@ -19,6 +19,7 @@ from tests.tiny.model import Tiny, build
 ROOT = Path(__file__).parents[2]
 EVEN: dict[str, Any] = {**GPT, "n_embd": 32, "n_head": 4}
 NEO: dict[str, Any] = {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 64, **ENDS}
+ON = ("cpu", pytest.param("gpu", marks=pytest.mark.multigpu))
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -36,8 +37,9 @@ def neo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("neo"), model, words())
 
 
-def hasten(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def hasten(*arguments: object, stdin: str = "", on: str = "cpu") -> subprocess.CompletedProcess[str]:
     free = {n: v for n, v in os.environ.items() if n not in STARTED} | {"PYTHONPATH": str(ROOT)}
+    free |= {"CUDA_VISIBLE_DEVICES": ""} if on == "cpu" else {}
     words_ = [sys.executable, "-m", "hasten", *map(str, arguments)]
     return subprocess.run(words_, input=stdin, capture_output=True, text=True, timeout=120, env=free, check=False)
 
@@ -89,12 +91,13 @@ def ported(script: str, folder: Path, before: str, after: str) -> str:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_gpt2_script_of_the_tutorial_under_the_launcher(gpt2: Path, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize("on", ON)
+def test_the_gpt2_script_of_the_tutorial_under_the_launcher(gpt2: Path, tmp_path: Path, ranks: int, on: str) -> None:
     """Text of the divided model is what transformers says on one."""
-    body = GPT2.replace("mp_size=1", f"mp_size={ranks}")
+    body = GPT2.replace("mp_size=1", f"mp_size={ranks}").replace("padding=True)", "padding=True).to(model.device)")
     file = tmp_path / "script.py"
     file.write_text(ported(body, gpt2, "import torch; dtype = torch.float", "print(result.tolist())"))
-    r = hasten("run", "--num_gpus", ranks, file)
+    r = hasten("run", "--num_gpus", ranks, file, on=on)
     assert r.returncode == 0, r.stderr
     model: Any = T.GPT2LMHeadModel.from_pretrained(gpt2).eval()
     tokenizer = T.AutoTokenizer.from_pretrained(gpt2)
@@ -103,12 +106,14 @@ def test_the_gpt2_script_of_the_tutorial_under_the_launcher(gpt2: Path, tmp_path
     assert r.stdout.strip() == repr(want)
 
 
-def test_the_gpt_neo_pipeline_of_the_tutorial_on_two_ranks(neo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on", ON)
+def test_the_gpt_neo_pipeline_of_the_tutorial_on_two_ranks(neo: Path, tmp_path: Path, on: str) -> None:
     said = []
+    body = GPT_NEO if on == "cpu" else GPT_NEO.replace('device="cpu"', "device=local_rank")
     for ranks, fused in ((1, False), (2, True)):
         file = tmp_path / f"{ranks}.py"
-        file.write_text(ported(GPT_NEO, neo, f"fused = {fused}", ""))
-        r = hasten("run", "--num_gpus", ranks, file)
+        file.write_text(ported(body, neo, f"fused = {fused}", ""))
+        r = hasten("run", "--num_gpus", ranks, file, on=on)
         assert r.returncode == 0, r.stderr
         said.append(r.stdout)
     assert "DeepSpeed is" in said[0]

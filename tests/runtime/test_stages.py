@@ -78,7 +78,8 @@ def order(requests: int, prompt: int, budget: int | None) -> list[tuple[str, int
     """What this rank does in which order: ("begun", rows of the pass) and ("heard", passes still under way)."""
     _, own = staged("llama")
     g = Generator(own, page_size=4, budget=budget)
-    runner, events, under = g._runner, list[tuple[str, int]](), list[Any]()
+    events, under = list[tuple[str, int]](), list[Any]()
+    runner: Any = g._runner
     start = runner.start
 
     def begun(rows: Any, *more: Any) -> Any:
