@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hasten.errors import ConfigError, RequestError
 from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
-from hasten.inject.joining import Division, share_draws
+from hasten.inject.joining import Division, in_step, share_draws
 from hasten.inject.linears import Linears
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
@@ -51,31 +51,44 @@ class InferenceEngine(nn.Module):
         self.live = False
         self._config = getattr(module, "config", None)
 
-    def start(self) -> None:
-        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was."""
-        installed: list[Backbone] = []
+    def start(self, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was.
+
+        shares: what this rank has read of parameters that ranks divide, by their names in the model.
+        """
+        group = None if self.division is None else self.division.everyone
+        for b in self.backbones:
+            b.lend(self.division, shares)
         try:
-            self._to_eval()
-            self.cast.apply()
-            for b in self.backbones:
-                installed.append(b)
-                b.install(
-                    self.options.backend,
-                    graphs=self._graphs,
-                    skip_padding=self.options.skip_padding,
-                    division=self.division,
-                )
-            if self.generating is not None:
-                self.generating.install()
+            with in_step(group, self._where, "taking a share of the model"):
+                self._install()
             if self.linears is not None:
                 self.linears.install()
         except BaseException:
-            for b in reversed(installed):
-                b.remove()
-            self.cast.undo()
-            self._to_train()
+            self._remove()
             raise
         self.live = True
+
+    def _install(self) -> None:
+        self._to_eval()
+        self.cast.apply()
+        for b in self.backbones:
+            b.install(self.options.backend, graphs=self._graphs, skip_padding=self.options.skip_padding)
+        if self.generating is not None:
+            self.generating.install()
+
+    def _remove(self) -> None:
+        if self.generating is not None:
+            self.generating.remove()
+        for b in reversed(self.backbones):
+            b.remove()
+        self.cast.undo()
+        self._to_train()
+
+    @property
+    def _where(self) -> torch.device:
+        """Where ranks exchange what they say."""
+        return self.cast.device or next(self.module.parameters()).device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
@@ -112,7 +125,7 @@ class InferenceEngine(nn.Module):
         model: Any = self.module
         answers = self.generating is not None and self.generating.installed  # it shares them itself
         if self.division is not None and not answers:
-            share_draws(self.division.group)
+            share_draws(self.division.everyone)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 
@@ -195,14 +208,9 @@ class InferenceEngine(nn.Module):
                 f"{self.cast.narrowed[0]} first: pass keep_originals=True to init_inference to keep them, or "
                 "revert(force=True) to take the values that are left"
             )
-        if self.generating is not None:
-            self.generating.remove()
-        for b in reversed(self.backbones):
-            b.remove()
         if self.linears is not None:
             self.linears.remove()
-        self.cast.undo()
-        self._to_train()
+        self._remove()
         self.live = False
         return self.module
 

@@ -29,6 +29,7 @@ class BackboneReport:
     type: str
     kind: str
     blocks: int
+    here: range  # the blocks of this rank's stage
     orders: tuple[str, ...]
     dialect: str
     weight_bytes: int
@@ -104,6 +105,7 @@ class Explanation:
         for b in self.backbones:
             lines += [
                 f"{b.path} ({b.type}), a {b.kind}: {b.blocks} blocks ({', '.join(b.orders)}), weights as {b.dialect}",
+                *([f"  blocks {b.here.start}-{b.here.stop - 1} on this rank"] if len(b.here) < b.blocks else []),
                 f"  weights {b.weight_bytes / 2**20:,.1f} MiB"
                 + (f" on rank {b.rank} of {b.ranks}" if b.ranks > 1 else "")
                 + ", shared with the model"
@@ -162,16 +164,17 @@ def _backbone(b: Backbone, invariant: bool) -> BackboneReport:
         path=b.path or "the model",
         type=type(b.module).__name__,
         kind=b.seam.kind,
-        blocks=len(t.tower.blocks),
-        orders=tuple(dict.fromkeys(s.order for s in t.tower.blocks)),
+        blocks=len(b.tower.blocks),
+        here=b.here,
+        orders=tuple(dict.fromkeys(s.order for s in b.tower.blocks)),
         dialect=b.bindings[0].dialect.name,
         weight_bytes=sum({w.data_ptr(): w.numel() * w.element_size() for w in t.weights.values()}.values()),
-        rank=0 if b.division is None else b.division.group.rank,
-        ranks=1 if b.division is None else b.division.group.size,
+        rank=0 if b.division is None else b.division.everyone.rank,
+        ranks=1 if b.division is None else b.division.everyone.size,
         emptied=len(b.loan.emptied),
         one_token=choices(t, 1, paged, invariant),
         many_tokens=choices(t, MANY, paged, invariant),
-        fallbacks=tuple(f"block {i}: {name}" for i, name in sorted(t.backends.items())),
+        fallbacks=tuple(f"block {b.here[i]}: {name}" for i, name in sorted(t.backends.items())),
         calls=b.calls,
         detours=tuple(Counter(b.detours).most_common()),
     )
