@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import hasten
 from hasten.errors import ConfigError, UnsupportedModel
 from hasten.inject.linears.divided import Meeting
-from tests.inject.strangers import DECLARED, MODELS, NAMES, Block, declared, own
+from tests.inject.strangers import DECLARED, MODELS, NAMES, Block, Fussy, declared, own
 from tests.parallel import ranks
 from tests.tiny import TINY, build
 
@@ -145,8 +145,8 @@ def refused() -> list[str]:
     half = {
         "dtype": torch.bfloat16,
         "keep_originals": True,
-    }  # torch's product of experts takes no 12 numbers of 2 bytes
-    error(MODELS["glm4_moe"], "on rank 0, 1: it stops with RuntimeError", UnsupportedModel, **half)
+    }
+    error(lambda: Fussy().eval(), "on rank 0, 1: it stops with RuntimeError: too narrow", UnsupportedModel, **half)
     error(own, "no backbone is fused", ConfigError, certify=True)
     error(own, "ep_size=2 leaves experts whole", ConfigError, ep_size=2)
     error(own, "of 2 loaded another model than rank 0", Exception, spoil=unlike)
