@@ -14,7 +14,9 @@ import hasten
 from hasten.errors import ConfigError, UnsupportedModel
 from hasten.inject.linears import find
 from hasten.inject.linears.plan import Cut, Plan
+from hasten.inject.linears.probes import Probe
 from hasten.inject.linears.rehearsal import ON_RANKS, REHEARSED, apart
+from hasten.inject.linears.traced import trace
 from tests.inject.strangers import DECLARED, NAMES, WIDTH, Block, declared, own, reader
 
 SPARSE = ("glm4_moe", "deepseek_v3", "ernie4_5_moe")
@@ -179,6 +181,34 @@ class Twofold(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.words(ids) if ids.dtype == torch.long else self.images(ids)
+
+
+def test_a_declared_sum_of_what_is_summed_already_is_noticed() -> None:
+    model = declared("olmo")
+    model._tp_plan = {**model._tp_plan, "model.layers.*.mlp": "all_reduce"}
+    with (
+        untouched(model),
+        pytest.raises(UnsupportedModel, match=r"layers\.0\.mlp: of the sum behind it, it differs by 1 "),
+    ):
+        find(model, {}, 2)
+
+
+class Forks(nn.Module):
+    """Pairs that are none: `up` feeds two, and what goes into `last` comes from beside `down` too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.aside, self.last = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x).relu()
+        return self.last(self.down(y) + x) + self.aside(y)
+
+
+def test_a_trace_pairs_only_what_feeds_one_linear_alone() -> None:
+    probe = Probe((torch.randn(2, 3, 6),), {})
+    assert trace(Forks(), probe) == {}
+    assert trace(Mixing(), probe) == {"down": ("up",)}
 
 
 def test_what_no_probe_reaches_is_not_divided() -> None:
