@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 import hasten
 from hasten.bench.shapes import kind, make
 from hasten.runtime import Sampling
-from hasten.spec import Tower
+from hasten.spec import Tokens, Tower
 
 BESIDE = 4 * 2**30  # bytes that must be free beside two copies of a model
 
@@ -23,13 +24,21 @@ class Stand:
     """One model in one dtype on one device, and Hasten's engine on a copy of it, each made when it is first wanted.
 
     alone: no peer is to be measured, so Hasten takes the only copy, as it does where memory has no room for two.
-    invariant: the engine's option batch_invariant.
+    invariant: the engine's option batch_invariant. ranks: among how many processes the engine's model is divided.
     """
 
     def __init__(
-        self, name: str, dtype: torch.dtype, device: torch.device, *, alone: bool = False, invariant: bool = False
+        self,
+        name: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        alone: bool = False,
+        invariant: bool = False,
+        ranks: int = 1,
     ) -> None:
         self.name, self.dtype, self.device, self._alone, self._invariant = name, dtype, device, alone, invariant
+        self.ranks = ranks
         self.kind = kind(name)
         self.engines: dict[str, Engine] = {}  # by title
 
@@ -49,11 +58,16 @@ class Stand:
     @cached_property
     def engine(self) -> hasten.InferenceEngine:
         model = self.model if self.alone else copy.deepcopy(self.model)
-        return hasten.init_inference(model, device=str(self.device), batch_invariant=self._invariant)
+        how = {"device": str(self.device), "batch_invariant": self._invariant, "mp_size": self.ranks}
+        return hasten.init_inference(model, **how)
 
     @property
     def tower(self) -> Tower:
-        return self.engine.backbones[0].tower
+        """What this process computes of it."""
+        t = self.engine.backbones[0].transformer
+        e, table = t.tower.embed, t.weights.get("tokens")
+        here = replace(e, vocab=len(table)) if isinstance(e, Tokens) and table is not None else e
+        return replace(t.tower, embed=here)
 
     @property
     def vocab(self) -> int:
@@ -97,6 +111,9 @@ class Engine(Protocol):
 
     pace: int
 
+    def prepare(self, sequences: int, tokens: int) -> None:
+        """What is done once before so many sequences of up to so many tokens, and counts for nothing."""
+
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         """`new[i]` tokens behind `prompts[i]`, greedily, whatever ends they hold."""
 
@@ -112,6 +129,9 @@ class Transformers:
 
     def __init__(self, stand: Stand) -> None:
         self.model = stand.model
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        pass
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         ids = torch.tensor(prompts, device=self.model.device)
@@ -153,6 +173,9 @@ class Native:
 
     def __init__(self, stand: Stand) -> None:
         self.engine = stand.engine
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        self.engine.prepare(sequences, tokens)
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         return self.engine.generate(prompts, [Sampling(max_new_tokens=n, ignore_eos=True) for n in new])

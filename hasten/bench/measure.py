@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hasten.bench import start
+from hasten.bench import load, start
 from hasten.bench.ceilings import Ceilings, memory
 from hasten.bench.engines import Engine, Stand
 from hasten.bench.kinds import KINDS, seconds
@@ -35,11 +35,12 @@ class Bench:
     failed: bool = False
     profiles: list[str] | None = None
     invariant: bool = False  # Hasten's engines are made with batch_invariant=True
+    ranks: int = 1  # processes that do all of this together, with Hasten's models divided among them
 
     def measure(self, works: Iterable[Work]) -> Iterator[tuple[Work, list[Result]]]:
         """Every work with its results, peers first and Hasten last. Works on the same model should lie side by side."""
         for (name, dtype, alone), group in groupby(works, lambda w: (w.model, w.dtype, self._alone(w))):
-            stand = Stand(name, dtype, self.device, alone=alone, invariant=self.invariant)
+            stand = Stand(name, dtype, self.device, alone=alone, invariant=self.invariant, ranks=self.ranks)
             try:
                 for w in group:
                     yield w, self._results(w, stand)
@@ -53,6 +54,8 @@ class Bench:
 
     def _results(self, w: Work, stand: Stand) -> list[Result]:
         try:
+            if w.kind == "load":
+                return self._loaded(w, stand)
             if w.kind not in KINDS:
                 self._leave(stand)  # the process that is started wants the memory
                 return self._start(w)
@@ -100,6 +103,20 @@ class Bench:
         if self.profiles is not None and HASTEN.title in times:
             found = profile(jobs[HASTEN.title].sample, self.device)
             self.profiles.append(found.markdown(str(w)))
+
+    def _loaded(self, w: Work, stand: Stand) -> list[Result]:
+        asked = [p.title for p in (PEERS["transformers"], HASTEN) if p is HASTEN or "transformers" in self.peers]
+        with load.folder(stand) as stored:
+            self._leave(stand)  # what is loaded wants the memory
+            jobs, leave = load.jobs(stand, stored.path)
+            wanted = {title: jobs[title] for title in asked}
+            if self.device.type == "cuda":
+                self._note(f"{w}: pinned memory reaches the device at {load.bus(self.device) / 1e9:.1f} GB/s")
+            times, failures = interleave(wanted, self.runs, advance=lambda: (leave(), self.advance()))
+        for title, e in failures.items():
+            self._left_out(w, title, e)
+        found = [result(str(w), title, [t for (t,) in measured], w.unit) for title, measured in times.items()]
+        return [replace(r, attained=stored.bytes / r.value / 1e9, of="GB/s") for r in found]
 
     def _start(self, w: Work) -> list[Result]:
         times = start.measure(w, self.device)

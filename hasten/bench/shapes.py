@@ -157,9 +157,7 @@ def make(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
 
         auto = "AutoModelForCausalLM" if kind(name) == "decoder" else None
         return load_model(name, str(dtype).removeprefix("torch."), auto=auto).to(device)
-    cls = model_class(name)
-    with torch.device(device), _default(dtype), _untouched():
-        model = cls(config(name))
+    model = make_empty(name, dtype, device)
     model.tie_weights()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -167,6 +165,12 @@ def make(name: str, dtype: torch.dtype, device: torch.device | str) -> Any:
             scales = p.ndim == 1 and parameter_name.endswith("weight")  # of a norm
             p.fill_(1.0) if scales else p.normal_(0.0, 0.02)
     return model.eval()
+
+
+def make_empty(name: str, dtype: torch.dtype, device: torch.device | str = "meta") -> Any:
+    """The model without values, in training mode as it is made."""
+    with torch.device(device), _default(dtype), _untouched():
+        return model_class(name)(config(name))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ MEANINGS = {
     "prefill": "milliseconds to the first token",
     "encode": "milliseconds of a batch through an encoder",
     "offline": "tokens a second of many requests of unequal lengths, all there at once",
+    "load": "seconds from a folder of safetensors in the page cache to a model on the device, or on all ranks' devices",
     "start": "seconds from init_inference on a loaded model to the first token, in a process of its own",
     "cold-start": "the same where no kernel has been compiled before",
 }
@@ -26,6 +27,7 @@ UNITS = {
     "prefill": "ms",
     "encode": "ms",
     "offline": "tokens/s",
+    "load": "s",
     "start": "s",
     "cold-start": "s",
 }
@@ -52,7 +54,7 @@ class Work:
                 return f"{what}, batch {self.batch} behind {self.prompt} tokens"
             case "offline":
                 return f"{what}, {self.batch} requests of up to {self.prompt} + {self.new}"
-            case "start" | "cold-start":
+            case "load" | "start" | "cold-start":
                 return what
             case _:
                 images = self.model in SHAPES and SHAPES[self.model].kind == "image"
@@ -101,7 +103,7 @@ def read_work(text: str) -> tuple[str, str, torch.dtype]:
         raise ConfigError(f"{text}: no shape {model}; there are {there}, and folders of decoders, encoders and vision")
     natural = "generate" if does == "decoder" else "encode"
     chosen = asked or natural
-    if chosen != "encode" and does != "decoder":
+    if chosen not in ("encode", "load") and does != "decoder":
         raise ConfigError(f"{text}: {model} is no decoder; {natural}:{model} is work that it can do")
     if chosen == "encode" and does == "decoder":
         raise ConfigError(f"{text}: {model} is a decoder; prefill:{model} is what comes nearest")

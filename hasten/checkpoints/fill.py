@@ -5,44 +5,37 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hasten.checkpoints.copying import Copies
 from hasten.checkpoints.files import together
 from hasten.checkpoints.joining import Joined
 from hasten.checkpoints.names import Names, Target, match, may_be_missing, place_of
 from hasten.checkpoints.rebuild import rebuild
+from hasten.checkpoints.shares import Reader, give_share, new_share, read_share
+from hasten.checkpoints.slots import Slot, bare, slots_of
+from hasten.checkpoints.slots import replace as replace_in
 from hasten.checkpoints.source import Source
 from hasten.checkpoints.split import Split, cuts_of
 from hasten.checkpoints.translate import Foreign, Plan, translate
 from hasten.errors import WeightError
+from hasten.weights import Binding
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One place of a module that holds a tensor: `name` from the model down."""
+class Piece:
+    """What is read at once. names: of the model's tensors that it makes. plain: it is one stored tensor as it is."""
 
-    name: str
-    module: nn.Module
-    kind: str  # which dict of the module: "_parameters", "_buffers" or "__dict__"
-    persistent: bool
-
-    @property
-    def key(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    @property
-    def tensor(self) -> Tensor:
-        return getattr(self.module, self.kind)[self.key]
-
-    def put(self, t: Tensor) -> None:
-        getattr(self.module, self.kind)[self.key] = t
+    target: Target
+    names: tuple[str, ...]
+    plain: bool
 
 
 class Filling:
@@ -64,7 +57,7 @@ class Filling:
         Raises WeightError with everything in which checkpoint and model differ; the model is as it was.
         """
         self.model, self.source, self.dtype, self._plans = model, source, dtype, plans
-        self._before = [(m, dict(m._parameters), dict(m._buffers), _bare(m)) for m in model.modules()]
+        self._before = [(m, dict(m._parameters), dict(m._buffers), bare(m)) for m in model.modules()]
         self.meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
         try:
             if self.meta and hasattr(model, "tie_weights"):
@@ -76,11 +69,12 @@ class Filling:
 
     def _plan(self) -> None:
         self._groups: dict[int, list[Slot]] = defaultdict(list)
-        for slot in _slots(self.model):
+        for slot in slots_of(self.model):
             self._groups[id(slot.tensor)].append(slot)
         self._group = {s.name: id(s.tensor) for slots in self._groups.values() for s in slots}
         expected = {s.name: s for slots in self._groups.values() for s in slots if s.persistent}
         names = self._match(expected)
+        self._pieces: list[Piece] = []
         found, problems = self._found(names, expected)
         problems += names.problems
         claimed = {self._group[n] for n in names.claimed}
@@ -92,7 +86,8 @@ class Filling:
         if problems:
             kind = type(self.model).__name__
             raise WeightError(together(f"the checkpoint {self.source.origin} does not fit {kind}", problems))
-        self.targets, self.heads = names.targets, names.heads
+        self.heads = names.heads
+        self._makers = {self._group[n]: p for p in reversed(self._pieces) for n in p.names}
         lacking = [slots[0] for i, slots in self._groups.items() if i not in found and slots[0].tensor.is_meta]
         self._made = rebuild(self.model, {s.name for s in lacking}) if lacking else {}
 
@@ -112,11 +107,14 @@ class Filling:
         problems: list[str] = []
         for target in names.targets:
             where = f"({', '.join(dict.fromkeys(self.source.entries[s].file for s in target.sources))})"
+            outlines = {s: self._outline(s) for s in target.sources}
             try:
-                made = target.make(self._outline)
+                made = target.make(outlines.__getitem__)
             except Exception as e:  # rules of transformers, given tensors that do not belong together
                 problems.append(f"{', '.join(target.sources)} {where} cannot be converted: {type(e).__name__}: {e}")
                 continue
+            plain = len(made) == 1 and next(iter(made.values())) is outlines[target.sources[0]]
+            self._pieces.append(Piece(target, tuple(n for n in made if n in expected), plain))
             for name, t in made.items():
                 if name not in expected:
                     problems.append(f"unexpected: {name} {where}")
@@ -141,35 +139,93 @@ class Filling:
                     yield f"{name} ({file}) differs from {first[0]}, and they are one tensor in the model"
 
     @torch.no_grad()
-    def fill(self, device: torch.device) -> None:
-        """Read every tensor to `device`, where the rest of the model follows. If it fails, `undo` is to be called."""
-        done: set[int] = set()
-        for name, value in self._made.items():
-            self._put(self._groups[self._group[name]], value, device)
-        for target in tqdm(self.targets, unit="tensor", desc=self.source.origin, leave=False, disable=None):
-            self._read(target, done, device)
+    def fill(self, device: torch.device, who: Reader | None = None) -> dict[tuple[str, ...], Tensor]:
+        """Read every tensor to `device`, where the rest of the model follows. If it fails, `undo` is to be called.
+
+        who: one of several ranks. What they divide it reads its share of only, and gives them by the names of the
+        model's tensors; those keep what they hold, or, on the meta device, become zeros without memory, and so do those
+        of which it keeps nothing.
+        """
+        shares: dict[tuple[str, ...], Tensor] = {}
+        divided = {} if who is None else self._divided(who)
+        apart = [k for keys in divided for k in keys] + ([] if who is None else sorted(who.away))
+        done = {self._group[k] for k in apart}
+        quiet = True if who is not None and who.silent else None
+        bar = tqdm(total=len(self._pieces), unit="tensor", desc=self.source.origin, leave=False, disable=quiet)
+        with bar, Copies(device) as copy:
+            for name, value in self._made.items():
+                self._put(self._groups[self._group[name]], value, device, copy)
+            for b in divided.values():
+                assert who is not None
+                shares[b.keys] = self._share(b, who, copy)
+                bar.update(len(b.keys))
+            for k in apart if self.meta else ():
+                self._hollow(self._groups[self._group[k]], device)
+            for piece in self._pieces:
+                wanted = {self._group[n] for n in piece.names} - done
+                done |= wanted
+                if wanted:
+                    bar.update()
+                    self._put_piece(piece, wanted, device, copy)
         self._gather(device)
+        return shares
 
-    def _read(self, target: Target, done: set[int], device: torch.device) -> None:
-        """One target's tensors to their places; when it returns, nothing holds what was read."""
-        for name, value in target.make(self.source.read).items():
-            if self._group[name] not in done:
-                done.add(self._group[name])
-                self._put(self._groups[self._group[name]], value, device)
+    def _put_piece(self, piece: Piece, wanted: set[int], device: torch.device, copy: Copies) -> None:
+        for name, value in piece.target.make(self.source.read).items():
+            if self._group[name] in wanted:
+                wanted.remove(self._group[name])
+                self._put(self._groups[self._group[name]], value, device, copy)
+        if not piece.plain:
+            copy.wait()  # what was made for it takes memory
 
-    def _put(self, slots: list[Slot], value: Tensor, device: torch.device) -> None:
-        t, floating = slots[0].tensor, slots[0].tensor.is_floating_point()
-        dtype = self.dtype if self.dtype and floating and any(s.persistent for s in slots) else t.dtype
+    def _put(self, slots: list[Slot], value: Tensor, device: torch.device, copy: Copies) -> None:
+        t, dtype = slots[0].tensor, self._dtype(slots)
         if not t.is_meta and t.dtype == dtype and t.device == device:
-            t.data.copy_(value)
+            copy(t.data, value)
             return
-        new = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
-        if not t.is_meta:
+        new = torch.empty(value.shape, dtype=dtype, device=device)
+        copy(new, value)
+        if t.is_meta:
+            replace_in(slots, new)
+        else:
             t.data = new
-            return
-        new = nn.Parameter(new, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else new
-        for slot in slots:
-            slot.put(new)
+
+    def _dtype(self, slots: list[Slot]) -> torch.dtype:
+        t = slots[0].tensor
+        return self.dtype if self.dtype and t.is_floating_point() and any(s.persistent for s in slots) else t.dtype
+
+    def _share(self, b: Binding, who: Reader, copy: Copies) -> Tensor:
+        """This rank's share of a parameter of the model."""
+        slots = [self._groups[self._group[k]] for k in b.keys]
+        own = new_share(b, who, self._dtype(slots[0]))
+        pieces = [self._makers[self._group[k]] for k in b.keys]
+        theirs = pieces[0].target.binding
+        if theirs is None and all(p.plain for p in pieces):
+            theirs = replace(b, keys=tuple(p.target.sources[0] for p in pieces))
+        if theirs is not None:
+            read_share(own, theirs, self.source, who, copy)
+            return own
+        whole: dict[int, Tensor] = {}
+        for p in {id(p): p for p in pieces}.values():
+            whole |= {self._group[n]: t for n, t in p.target.make(self.source.read).items()}
+        give_share(own, b, {k: whole[self._group[k]] for k in b.keys}, who, copy)
+        return own
+
+    def _divided(self, who: Reader) -> dict[tuple[str, ...], Binding]:
+        """What ranks read shares of, by the model's names, in the order of the source's files."""
+        known = [
+            b for p in (self._plans or list)() for b in p.bindings if who.divides(b) and who.away.isdisjoint(b.keys)
+        ]
+        found = [b for b in known if all(self._group[k] in self._makers for k in b.keys)]
+        order = {n: i for i, n in enumerate(self.source.entries)}
+        found.sort(key=lambda b: order[self._makers[self._group[b.keys[0]]].target.sources[0]])
+        return {b.keys: b for b in found}
+
+    def _hollow(self, slots: list[Slot], device: torch.device) -> None:
+        """Zeros in the place of a tensor on the meta device, all of them one."""
+        t = slots[0].tensor
+        if t.is_meta:
+            replace_in(slots, torch.zeros((), dtype=self._dtype(slots), device=device).expand(t.shape))
 
     def _gather(self, device: torch.device) -> None:
         """Bring what had values and came from no file to the device of the rest."""
@@ -184,10 +240,10 @@ class Filling:
 
     def undo(self) -> None:
         """Every parameter and buffer of the modules as before; tensors that had values keep the new ones."""
-        for m, parameters, buffers, bare in self._before:
+        for m, parameters, buffers, plain in self._before:
             m._parameters.update(parameters)
             m._buffers.update(buffers)
-            m.__dict__.update(bare)
+            m.__dict__.update(plain)
 
     @property
     def notes(self) -> list[str]:
@@ -198,22 +254,6 @@ class Filling:
         if self.heads:
             notes.append(f"checkpoint: left out, as the model has no such head: {', '.join(self.heads)}")
         return notes
-
-
-def _slots(model: nn.Module) -> Iterator[Slot]:
-    """Every place of the model that holds a tensor; shared modules and tied tensors under each of their names."""
-    for path, m in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        yield from (Slot(prefix + n, m, "_parameters", True) for n, p in m._parameters.items() if p is not None)
-        for n, b in m._buffers.items():
-            if b is not None:
-                yield Slot(prefix + n, m, "_buffers", n not in m._non_persistent_buffers_set)
-        yield from (Slot(prefix + n, m, "__dict__", False) for n in _bare(m))
-
-
-def _bare(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors on the meta device that a module keeps as plain attributes."""
-    return {n: t for n, t in vars(module).items() if isinstance(t, Tensor) and t.is_meta}
 
 
 def _differences(stored: Tensor, live: Tensor, model: nn.Module) -> Iterator[str]:

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hasten.weights import Binding
+
 Read = Callable[[str], Tensor]
 
 
@@ -22,11 +24,13 @@ Read = Callable[[str], Tensor]
 class Target:
     """Stored tensors that belong together, and `make`: from a way to read them to the model's tensors by name.
 
-    `make` takes tensors on the meta device too, and so tells names and shapes without reading.
+    `make` takes tensors on the meta device too, and so tells names and shapes without reading. binding: the canonical
+    parameter that the sources hold, where they are in a dialect of their own.
     """
 
     sources: tuple[str, ...]
     make: Callable[[Read], dict[str, Tensor]]
+    binding: Binding | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from hasten.errors import WeightError
+
+DRAWS = (Tensor.uniform_, Tensor.normal_)
 
 
 def rebuild(model: nn.Module, needed: Collection[str]) -> dict[str, Tensor]:
@@ -50,11 +53,21 @@ def _again(model: Any) -> nn.Module:
     hook = register_module_parameter_registration_hook(_on_meta)  # pyright: ignore[reportArgumentType]
     try:
         torch.set_default_dtype(dtype)
-        with torch.device("cpu"), torch.no_grad():
+        with torch.device("cpu"), _Undrawn(), torch.no_grad():
             return type(model)(copy.deepcopy(model.config))
     finally:
         torch.set_default_dtype(before)
         hook.remove()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Constructors draw values for parameters on the meta device too, which takes most of their time, for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        t = args[0] if args else kwargs.get("tensor")
+        draws = getattr(func, "__module__", None) == torch.nn.init.__name__ or func in DRAWS
+        return t if draws and isinstance(t, Tensor) and t.is_meta else func(*args, **kwargs)
 
 
 def _on_meta(module: nn.Module, name: str, p: Tensor | None) -> nn.Parameter | None:

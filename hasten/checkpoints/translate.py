@@ -67,7 +67,7 @@ def translate(source: Foreign, plans: Sequence[Plan], shapes: Mapping[str, torch
         wrong = list(_misshapen(theirs, source))
         problems += wrong
         if not wrong:
-            targets.append(Target(keys, partial(_make, theirs, live)))
+            targets.append(Target(keys, partial(_make, theirs, live), theirs))
     for name, stored_name in _beside(source, plan, shapes):
         if name not in claimed:
             claimed.add(name)

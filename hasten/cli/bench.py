@@ -12,7 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hasten.cli import ranks
 from hasten.cli.load import check_output, quiet
+from hasten.cli.ranks import add_ranks
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,12 +31,13 @@ def arguments(p: argparse.ArgumentParser) -> None:
         nargs="*",
         default=DEFAULT,
         metavar="KIND:MODEL:DTYPE",
-        help="KIND: generate, decode, prefill, encode, offline, start or cold-start; without one, decoders generate "
-        f"and encoders encode. MODEL: a shape or a folder. Default: {' '.join(DEFAULT)}",
+        help="KIND: generate, decode, prefill, encode, offline, load, start or cold-start; without one, decoders "
+        f"generate and encoders encode. MODEL: a shape or a folder. Default: {' '.join(DEFAULT)}",
     )
     p.add_argument("--standard", action="store_true", help="the table of docs/benchmarks.md, beside its targets")
     p.add_argument("--quick", action="store_true", help="tiny models: shows that the benchmark runs, not how fast")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add_ranks(p)
     p.add_argument("--peers", type=names, default=("transformers", "live"), metavar="NAME,...", help=_PEERS)
     p.add_argument("--threads", type=int, help="processor threads (default: torch's)")
     p.add_argument(
@@ -70,6 +73,14 @@ _PEERS = (
 
 
 def run(args: argparse.Namespace) -> int:
+    if ranks.to_start(args):
+        _check(args)
+        return ranks.start(args)
+    with ranks.first_speaks():
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     import torch
 
     from hasten.bench.ceilings import measure
@@ -77,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from hasten.bench.report import Report, machine
     from hasten.bench.targets import standard
     from hasten.bench.work import quick
+    from hasten.inject.groups import local_device
 
     _check(args)
     quiet()
@@ -88,17 +100,22 @@ def run(args: argparse.Namespace) -> int:
         w.check()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device, shared = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")), ranks.started() > 1
     if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)
+        device = local_device() if shared else torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
     ceilings = measure(device, dict.fromkeys(w.dtype for w in works))
     bench = Bench(device, ceilings, args.peers, args.runs or (3 if args.standard else 5))
-    bench.profiles, bench.invariant = [] if args.profile else None, args.batch_invariant
-    told = [t for t in targets if t.work in works] if args.standard or device.type == "cuda" else []
+    bench.profiles, bench.invariant, bench.ranks = [] if args.profile else None, args.batch_invariant, ranks.started()
+    told = [t for t in targets if t.work in works] if (args.standard or device.type == "cuda") and not shared else []
+    if shared:
+        bench.notes.append(
+            f"Hasten's models are divided among {bench.ranks} ranks; rank 0's times, and its share of work"
+        )
     report = Report(machine(ceilings), told, source, notes=bench.notes)
     _follow(bench, works, report, args)
     print(report.markdown(), end="")
-    if args.plot:
+    if args.plot and ranks.is_first():
         from hasten.bench.plot import plot
 
         plot(report, args.plot)
@@ -119,12 +136,14 @@ def _follow(bench: Any, works: list[Work], report: Report, args: argparse.Namesp
             bar.update()
             bar.write(row(w, results), file=sys.stderr)
             _write(report, args)
-            if args.profile:
+            if args.profile and ranks.is_first():
                 args.profile.write_text("\n".join(bench.profiles), encoding="utf-8")
     _write(report, args)  # with what is known at the end only
 
 
 def _write(report: Report, args: argparse.Namespace) -> None:
+    if not ranks.is_first():
+        return
     if args.markdown:
         args.markdown.write_text(report.markdown(), encoding="utf-8")
     if args.json:
@@ -159,6 +178,9 @@ def _check(args: argparse.Namespace) -> None:
         for n in () if given is None else given if isinstance(given, tuple) else (given,):
             if n < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {n}")
+    alone = [w for w in args.work if w.split(":")[0] in ("start", "cold-start")]
+    if alone and (args.num_gpus or ranks.started()) > 1:
+        raise ConfigError(f"{alone[0]} is measured in one process; leave --num_gpus out")
     unknown = [p for p in args.peers if p not in PEERS]
     if unknown:
         raise ConfigError(f"--peers {unknown[0]}: there are {', '.join(PEERS)}, and none")

@@ -6,13 +6,11 @@ The flags of DeepSpeed's text-generation example work too: --model_type, --model
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
+from hasten.cli import ranks
 from hasten.cli.load import add_model, load_config, load_model, load_tokenizer, read_prompts, torch_dtype
 from hasten.errors import ConfigError
 
@@ -32,8 +30,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int)
     p.add_argument("--stop", action="append", default=[], help="text ends before this string; may be repeated")
     p.add_argument("--num_samples", "--num-samples", type=int, default=1, help="completions of each prompt")
+    ranks.add_ranks(p)
     p.add_argument(
-        "--num_gpus", "--num-gpus", type=int, metavar="N", help="divide the model among N GPUs, or N processes without"
+        "--pp_size",
+        "--pp-size",
+        type=int,
+        default=1,
+        metavar="P",
+        help="cut the layers into P stages",
     )
     p.add_argument("--explain", action="store_true", help="print every decision behind the text")
 
@@ -56,44 +60,28 @@ def run(args: argparse.Namespace) -> int:
     if args.fp16 and torch_dtype(args.dtype) not in (None, torch_dtype("fp16")):
         raise ConfigError(f"--fp16 contradicts --dtype {args.dtype}")
     prompts = _prompts(args)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.num_gpus is not None and args.num_gpus != started:
-        return _launch(args, prompts)
+    _check_stages(args.pp_size, args.num_gpus or ranks.started())
+    if ranks.to_start(args):  # they get what came from standard input as arguments
+        return ranks.start(args, [] if args.prompt or args.sample_input else ["--", *prompts])
     kind = load_config(args.model).model_type
     if args.model_type and args.model_type.lower() != kind:
         raise ConfigError(f"--model_type {args.model_type}: {args.model} is of type {kind}")
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, "fp16" if args.fp16 else args.dtype, auto="AutoModelForCausalLM")
-    engine = hasten.init_inference(model, device=args.device, mp_size=started)
-    first = os.environ.get("RANK", "0") == "0"
-    if args.explain and first:
-        print(engine.explain(), file=sys.stderr)
-    with contextlib.nullcontext() if first else _silent():
+    across = ranks.started() // args.pp_size
+    engine = hasten.init_inference(model, device=args.device, mp_size=across, pp_size=args.pp_size)
+    with ranks.first_speaks():
+        if args.explain:
+            print(engine.explain(), file=sys.stderr)
         well = _speak(engine, tokenizer, prompts, how)
     return 0 if well else 1
 
 
-def _launch(args: argparse.Namespace, prompts: list[str]) -> int:
-    """The same command on so many ranks, which get the prompts that came from standard input as arguments."""
-    from hasten.cli import run as launcher
-
-    if "WORLD_SIZE" in os.environ:
-        started = os.environ["WORLD_SIZE"]
-        raise ConfigError(f"--num_gpus {args.num_gpus}: {started} ranks were started already; leave it out")
-    if args.device and ":" in args.device:
-        raise ConfigError(f"--device {args.device}: with --num_gpus each rank has a GPU of its own; say cuda, or cpu")
-    read = [] if args.prompt or args.sample_input else ["--", *prompts]
-    p = argparse.ArgumentParser("hasten run")
-    launcher.arguments(p)
-    given = ["--num_gpus", str(args.num_gpus), "--module", "hasten", *args.given, *read]
-    return launcher.run(p.parse_args(given))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Rank 0 alone prints."""
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        yield
+def _check_stages(stages: int, processes: int) -> None:
+    if stages < 1:
+        raise ConfigError(f"--pp_size {stages}: it must be 1 or more")
+    if processes > 0 and processes % stages:
+        raise ConfigError(f"--pp_size {stages}: it has to divide the number of GPUs, which is {processes} (--num_gpus)")
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

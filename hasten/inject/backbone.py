@@ -11,28 +11,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from hasten.errors import RequestError
 from hasten.families.family import Seam
 from hasten.inject.ahead import pending, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
 from hasten.inject.early import Guess, current, let_go
-from hasten.inject.hf_cache import spelled
+from hasten.inject.held import held
+from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
+from hasten.inject.vocabulary import Vocabulary
 from hasten.model import Transformer
 from hasten.parallel import ALONE
 from hasten.spec import Tokens, Tower
-from hasten.weights import Binding, local
+from hasten.weights import Binding, local, part, renamed
 
 if TYPE_CHECKING:
-    from hasten.inject.certificate import Watch
+    from hasten.inject.watch import Watch
 
 Arguments = dict[str, Any]
 
@@ -51,38 +54,46 @@ class Backbone:
         self._spelling = Spelling(self.signature)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
+        self.here = range(len(tower.blocks))  # the blocks of this stage
         self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
         self._handles: list[Any] = []
+        self.vocabulary: Vocabulary | None = None
 
     @property
     def config(self) -> Any:
         return getattr(self.module, "config", None)
 
-    def install(
-        self,
-        backend: str | None = None,
-        graphs: bool = True,
-        skip_padding: bool = False,
-        division: Division | None = None,
-    ) -> None:
+    def lend(self, division: Division | None = None, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Stand ready for `install`, and for `remove`, which all ranks among whom layers are divided make together.
+
+        shares: what this rank has read of them, by the names of the live parameters.
+        """
+        self.division = division
+        self.here = range(len(self.tower.blocks)) if division is None else division.blocks(self.tower)
+        self.loan = Loan(self.model, self.bindings, division, shares, held(self.tower, self.bindings, division))
+
+    def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.
 
         graphs: calls of encoders that repeat themselves on a GPU may be recorded. skip_padding: as the option says.
-        division: among whom the layers are divided; then all of them make the same calls.
         """
+        if self.loan is None:
+            self.lend()
+        assert self.loan is not None
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
-        self.graphs = Graphs() if graphs and division is None else None  # recording alone would leave ranks waiting
-        self.division = division
+        division = self.division
+        staged = division is not None and division.place.chain is not None  # what they exchange is in no recording
+        self.graphs = Graphs() if graphs and not staged else None
         own = self.tower
         if division is not None:
-            own = local(own, division.group.rank, division.group.size, division.experts)
-        self.loan = Loan(self.model, self.bindings, division)
+            own = part(local(own, division.group.rank, division.group.size, division.experts), self.here)
+        self.loan.take()
         everywhere = {} if backend is None else dict.fromkeys(range(len(own.blocks)), backend)
         place = ALONE if division is None else division.place
-        self.transformer = Transformer(own, self.loan.weights, everywhere, place)
+        self.transformer = Transformer(own, self._lent(), everywhere, place)
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
@@ -97,17 +108,23 @@ class Backbone:
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
+        if division is not None and (division.vocabulary or division.leaving):
+            self.vocabulary = Vocabulary(self, division)
+            self.vocabulary.install()
+            self._own = Attributes([m for m in self._own.modules if m not in self.vocabulary])
 
     def remove(self) -> None:
         """Give the weights back and the module its own forward."""
         for h in self._handles:
             h.remove()
+        if self.vocabulary is not None:
+            self.vocabulary.remove()
         for name in ("forward", "_apply", "_hasten"):
             self.module.__dict__.pop(name, None)
         if self.loan is not None:
             if self.graphs is not None:
                 self.graphs.clear()
-            del self.transformer  # it holds the canonical tensors, which are to go one by one
+            self.__dict__.pop("transformer", None)  # it holds the canonical tensors, which are to go one by one
             self.loan.give_back()
             self.loan = None
 
@@ -132,6 +149,7 @@ class Backbone:
             return self.detour(why, args, kwargs)
         if not self.call.ahead:
             settle()
+        self._check_cache(arguments, None)
         self.calls += 1
         return self.call.run(self, arguments)
 
@@ -167,12 +185,31 @@ class Backbone:
         """The model's own forward, on the same weights."""
         assert self.loan is not None
         settle()
+        self._check_cache(self.arguments(args, kwargs), why)
         self.detours[why] += 1
         with self.loan.filled():
             output = self.theirs(*args, **kwargs)
         if self.watch is not None:
             self.watch.last["original"] = self.call.hidden(self, output)
         return output
+
+    def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
+        """RequestError for a cache of one rank's part in a call that makes a detour, or a whole one in one of ours."""
+        if self.division is None:
+            return
+        layers, at = (self.tower.blocks, count()) if detour else (self.transformer.tower.blocks, iter(self.here))
+        found = heads(arguments.get(CACHE))
+        for i, attention in zip(at, (b.attention for b in layers), strict=False):
+            needed = attention.kv_heads, attention.head_dim
+            held = found.get(i, needed)
+            if held != needed:
+                lacks = f"{held[0]} key-value heads" if held[1] == needed[1] else "the layers of one stage"
+                goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
+                raise RequestError(
+                    f"the cache holds {lacks}, and this call needs {needed[0]} in every layer, since it {goes}: that "
+                    "one keeps all heads of all layers, and the fused backbone those of its rank. Begin with a new "
+                    "cache where calls change"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""
@@ -181,14 +218,20 @@ class Backbone:
         if self.graphs is not None:
             self.graphs.clear()
         t = self.transformer
-        self.transformer = Transformer(t.tower, self.loan.weights, t.backends, t.place)
+        self.transformer = Transformer(t.tower, self._lent(), t.backends, t.place)
         return self.module
+
+    def _lent(self) -> Mapping[str, Tensor]:
+        """The weights by the names that they have in the tower that is computed here."""
+        assert self.loan is not None
+        w = self.loan.weights
+        return w if self.loan.held is None else renamed(w, self.here)
 
     def _fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         assert self.loan is not None
         skip = len(self.path) + 1 if self.path else 0
         for k, whole in self.loan.wholes(lambda k: prefix + k[skip:] in state):
-            state[prefix + k[skip:]] = whole.to(self.loan.homes.get(k, whole.device))
+            state[prefix + k[skip:]] = self.loan.at_home(k, whole)
 
     def _before_load(self, *args: Any) -> None:
         assert self.loan is not None
@@ -199,7 +242,7 @@ class Backbone:
         assert self.loan is not None
         for b in {id(b): b for b, _, _ in self.loan.emptied.values()}.values():
             self.loan.refresh(b)
-        self._filling.__exit__(None, None, None)
+        self.__dict__.pop("_filling").__exit__(None, None, None)
 
 
 class Spelling:
@@ -228,11 +271,11 @@ class Attributes:
     """What modules hold on their instances, looked up in all of them in a few microseconds."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._modules = modules
+        self.modules = modules
         self._held = [m.__dict__ for m in modules]
 
     def __reduce__(self) -> Any:
-        return type(self), (self._modules,)  # a deep copy of a module has a dict that no copy of its own dict is
+        return type(self), (self.modules,)  # a deep copy of a module has a dict that no copy of its own dict is
 
     def any(self, name: str) -> bool:
         return any(map(contains, self._held, repeat(name)))

@@ -3,6 +3,9 @@
 The first call of a kind runs as it is, which compiles and allocates whatever it needs; the second is recorded; the
 others copy their inputs to where the recording reads them, replay it, and copy what it leaves. Nothing else differs, so
 the answers are equal bit for bit. What a check wants to know of the first input, the recording finds as well.
+
+Of ranks that divide a model each records for itself. While it does, nothing runs; a replay and the call itself make the
+same exchanges in the same order; so one that cannot record, or has forgotten, leaves nobody waiting.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ class Cast:
 
     Non-persistent buffers keep their dtype, as `from_pretrained(dtype=...)` leaves them: rotary frequencies in half
     precision would be wrong. keep: hold on to the originals, so that `undo` is exact even after narrowing. apart: ids
-    of parameters that somebody else changes, who moves a share of each alone; they are only remembered.
+    of parameters that somebody else changes, who moves a share of each alone; they are only remembered. home: where
+    `undo` brings everything (None: where it was).
     """
 
     def __init__(
@@ -21,9 +22,10 @@ class Cast:
         device: torch.device | None,
         keep: bool,
         apart: frozenset[int] = frozenset(),
+        home: torch.device | None = None,
     ) -> None:
         self.model, self.dtype, self.device, self.keep = model, dtype, device, keep
-        self.apart = apart
+        self.apart, self.home = apart, home
         self.were: dict[int, tuple[Tensor, torch.dtype, torch.device]] = {}  # by id: the live tensor and what it was
         self.originals: dict[int, Tensor] = {}
         self.narrowed: list[str] = []  # names whose values lost bits
@@ -40,9 +42,12 @@ class Cast:
     def _change(self, name: str, t: Tensor, persistent: bool) -> None:
         dtype = self.dtype if self.dtype and persistent and t.is_floating_point() else t.dtype
         device = self.device or t.device
-        if id(t) in self.were or (t.dtype == dtype and t.device == device):
+        home = self.home or t.device
+        if id(t) in self.were or (t.dtype == dtype and t.device == device == home):
             return
-        self.were[id(t)] = (t, t.dtype, t.device)
+        self.were[id(t)] = (t, t.dtype, home)
+        if t.dtype == dtype and t.device == device:
+            return
         if self.keep:
             self.originals[id(t)] = t.data
         elif torch.promote_types(t.dtype, dtype) != dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,14 @@ def check_model(model: object) -> nn.Module:
     return model
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise WeightError for tensors that are on meta, on several devices, of odd dtypes, or not finite: all of them."""
+def check_weights(model: nn.Module, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+    """Raise WeightError for tensors that are on meta, on several devices, of odd dtypes, or not finite: all of them.
+
+    shares: what stands for the values of the parameters that they are named by.
+    """
     tensors = live_tensors(model)
     problems = [*_meta(tensors), *_devices(tensors), *_dtypes(model)]
-    problems = problems or list(_not_finite(model))
+    problems = problems or list(_not_finite(model, shares or {}))
     if problems:
         raise WeightError(f"{type(model).__name__}: " + "; ".join(problems))
 
@@ -68,8 +71,10 @@ def _dtypes(model: nn.Module) -> Iterator[str]:
         yield f"parameters must be float32, float16 or bfloat16: {_few(odd)}"
 
 
-def _not_finite(model: nn.Module) -> Iterator[str]:
-    bad = [n for n, p in model.named_parameters() if p.numel() and not _finite(p)]
+def _not_finite(model: nn.Module, shares: Mapping[tuple[str, ...], Tensor]) -> Iterator[str]:
+    apart = {k for keys in shares for k in keys}
+    bad = [n for n, p in model.named_parameters() if n not in apart and p.numel() and not _finite(p)]
+    bad += [" and ".join(keys) for keys, t in shares.items() if t.numel() and not _finite(t)]
     if bad:
         yield f"NaN or infinite weights in {_few(bad)}"
 

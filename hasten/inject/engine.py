@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hasten.errors import ConfigError, RequestError
 from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
-from hasten.inject.joining import Division, share_draws
+from hasten.inject.joining import Division, in_step, share_draws
+from hasten.inject.linears import Linears
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
 from hasten.inject.options import Options
@@ -37,41 +38,57 @@ class InferenceEngine(nn.Module):
         backbones: list[Backbone],
         cast: Cast,
         division: Division | None = None,
+        linears: Linears | None = None,
     ) -> None:
         super().__init__()
-        self.division = division
+        self.division, self.linears = division, linears
         self.module, self.options, self.backbones, self.cast = module, options, backbones, cast
         self.certificate: Certificate | None = None
-        self.notes: list[str] = list(options.notes)
+        self.notes: list[str] = [*options.notes, *(() if linears is None else linears.found.notes)]
         self._trained = [m for m in module.modules() if m.training]
         self._times: list[float] | None = None
         self.generating = self._generating()
         self.live = False
         self._config = getattr(module, "config", None)
 
-    def start(self) -> None:
-        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was."""
-        installed: list[Backbone] = []
+    def start(self, shares: Mapping[tuple[str, ...], Tensor] | None = None) -> None:
+        """Put the model into eval, cast it, and install the backbones; if that fails, the model is as it was.
+
+        shares: what this rank has read of parameters that ranks divide, by their names in the model.
+        """
+        group = None if self.division is None else self.division.everyone
+        for b in self.backbones:
+            b.lend(self.division, shares)
         try:
-            self._to_eval()
-            self.cast.apply()
-            for b in self.backbones:
-                installed.append(b)
-                b.install(
-                    self.options.backend,
-                    graphs=self._graphs,
-                    skip_padding=self.options.skip_padding,
-                    division=self.division,
-                )
-            if self.generating is not None:
-                self.generating.install()
+            with in_step(group, self._where, "taking a share of the model"):
+                self._install()
+            if self.linears is not None:
+                self.linears.install()
         except BaseException:
-            for b in reversed(installed):
-                b.remove()
-            self.cast.undo()
-            self._to_train()
+            self._remove()
             raise
         self.live = True
+
+    def _install(self) -> None:
+        self._to_eval()
+        self.cast.apply()
+        for b in self.backbones:
+            b.install(self.options.backend, graphs=self._graphs, skip_padding=self.options.skip_padding)
+        if self.generating is not None:
+            self.generating.install()
+
+    def _remove(self) -> None:
+        if self.generating is not None:
+            self.generating.remove()
+        for b in reversed(self.backbones):
+            b.remove()
+        self.cast.undo()
+        self._to_train()
+
+    @property
+    def _where(self) -> torch.device:
+        """Where ranks exchange what they say."""
+        return self.cast.device or next(self.module.parameters()).device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
@@ -108,7 +125,7 @@ class InferenceEngine(nn.Module):
         model: Any = self.module
         answers = self.generating is not None and self.generating.installed  # it shares them itself
         if self.division is not None and not answers:
-            share_draws(self.division.group)
+            share_draws(self.division.everyone)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 
@@ -125,12 +142,25 @@ class InferenceEngine(nn.Module):
             raise RequestError(f"generate: give either sampling or {', '.join(settings)}, not both")
         how = sampling_of(settings) if how is None else how
         native = self._native()
-        ends = getattr(self.module.generation_config, "eos_token_id", None)
-        ends = () if ends is None else ends
         if stream:
-            return native.stream(prompts, how, ends, tokenizer)
+            return native.stream(prompts, how, self._ends, tokenizer)
         with self._timed():
-            return native.generate(prompts, how, ends, tokenizer)
+            return native.generate(prompts, how, self._ends, tokenizer)
+
+    def prepare(self, sequences: int, tokens: int, sampling: Sampling | None = None, *, tokenizer: Any = None) -> None:
+        """Make ahead what native generation makes when it first needs it: memory for keys and values, recorded passes.
+
+        For up to so many sequences at once, of up to so many tokens with their prompts, which choose as `sampling`
+        says; tokenizer: as calls will give it. A GPU then never stops between passes; on a CPU nothing is recorded.
+        """
+        self._check_live()
+        self._native().prepare(sequences, tokens, sampling, self._ends, tokenizer)
+
+    @property
+    def _ends(self) -> Any:
+        """Token ids that end every completion, as the model's generation config has them."""
+        ends = getattr(self.module.generation_config, "eos_token_id", None)
+        return () if ends is None else ends
 
     def _native(self) -> Native:
         if self.generating is None:
@@ -178,12 +208,9 @@ class InferenceEngine(nn.Module):
                 f"{self.cast.narrowed[0]} first: pass keep_originals=True to init_inference to keep them, or "
                 "revert(force=True) to take the values that are left"
             )
-        if self.generating is not None:
-            self.generating.remove()
-        for b in reversed(self.backbones):
-            b.remove()
-        self.cast.undo()
-        self._to_train()
+        if self.linears is not None:
+            self.linears.remove()
+        self._remove()
         self.live = False
         return self.module
 

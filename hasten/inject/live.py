@@ -65,7 +65,7 @@ class LiveGenerate:
         """See transformers' GenerationMixin.generate."""
         division = self.native.backbone.division
         if division is not None:
-            share_draws(division.group)
+            share_draws(division.everyone)
         theirs = partial(type(self.model).generate, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         try:
             given = self._given(theirs, args, kwargs)
@@ -103,7 +103,8 @@ class LiveGenerate:
             if name in vars(self.model) or not _transformers_own(kind, name):
                 raise Declined(f"{name} of {kind.__name__} is not transformers' own")
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-        if type(head) is not nn.Linear or "forward" in vars(head):
+        divided = b.vocabulary is not None  # then its forward is ours
+        if type(head) is not nn.Linear or ("forward" in vars(head) and not divided):
             raise Declined("the head is no plain linear layer")
         hooks = [h for m in self.model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
         if any(foreign(f) for h in hooks for f in h.values()):
@@ -197,7 +198,7 @@ class LiveGenerate:
 
     @property
     def _device(self) -> torch.device:
-        return self.native.backbone.transformer.weights["tokens"].device
+        return self.native.backbone.transformer.like.device
 
 
 class _Voice:

@@ -61,6 +61,11 @@ class Native:
         assert self._generator is not None
         return self._generator.stream(prompts, how)
 
+    def prepare(self, sequences: int, tokens: int, how: Sampling | None, ends: Any, tokenizer: Any) -> None:
+        """`Generator.prepare`."""
+        with self.lock:
+            self._generator_for(tokenizer, ends).prepare(sequences, tokens, how)
+
     def close(self) -> None:
         """Give back the memory of keys and values."""
         if self._generator is not None:
@@ -78,7 +83,7 @@ class Native:
         transformer = self.backbone.transformer
         if self._generator is None or self._for != (transformer, tokenizer):
             self.close()
-            unrecorded = not self.graphs and transformer.weights["tokens"].is_cuda
+            unrecorded = not self.graphs and transformer.like.is_cuda
             recorder = Unrecorded() if unrecorded else None
             self._generator = Generator(
                 transformer,

@@ -16,21 +16,31 @@ from hasten.parallel import Group
 from hasten.spec import Rope
 
 
-def block(layer: Layer, i: int, x: Tensor, ctx: Context) -> Tensor:
-    """Block `i` of a tower on x, (..., width), whose leading axes the context knows."""
-    return block_between(layer, i, x, None, ctx, None)[0]
+def block(layer: Layer, i: int, x: Tensor, ctx: Context, rows: Tensor | None = None) -> Tensor:
+    """Block `i` of a tower on x, (..., width), whose leading axes the context knows.
+
+    rows, int64 (rows,): which of x (tokens, width) to give back. Of the others there are then keys and values alone.
+    """
+    return block_between(layer, i, x, None, ctx, None, rows)[0]
 
 
 def block_between(
-    layer: Layer, i: int, x: Tensor, normed: Tensor | None, ctx: Context, then: NormLayer | None
+    layer: Layer,
+    i: int,
+    x: Tensor,
+    normed: Tensor | None,
+    ctx: Context,
+    then: NormLayer | None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`block`, given its first norm of x where that is there, and `then` of its answer where it costs nothing."""
     shared = x if layer.shared_norm is None else ops.norm(x, layer.shared_norm) if normed is None else normed
     m, mlp = layer.attention, layer.mlp
-    over = m.around.over
+    over, attended = m.around.over, _attended(m, i, shared, ctx, None if layer.shared_norm else normed)
+    if rows is not None:
+        attended, x, shared = (t.index_select(0, rows) for t in (attended, x, shared))
     if layer.parallel and layer.cross is None and over is not None:
-        return _at_once(layer, over, _attended(m, i, shared, ctx, None), shared, x), None
-    attended = _attended(m, i, shared, ctx, None if layer.shared_norm else normed)
+        return _at_once(layer, over, attended, shared, x), None
     follows = layer.cross is None and not layer.parallel and isinstance(mlp, Feed)
     y, z = _project(attended, m.out, x, m.around, mlp.around.before if follows else None)
     if layer.cross is not None:

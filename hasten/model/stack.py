@@ -20,9 +20,9 @@ class Stack:
 
 
 @op_by_rows
-def stack(x: Tensor, s: Stack, ctx: Context) -> Tensor:
-    """Hidden states (..., width) through every block."""
-    normed = None
+def stack(x: Tensor, s: Stack, ctx: Context, rows: Tensor | None = None) -> Tensor:
+    """Hidden states (..., width) through every block; rows as in `block`, of the last one."""
+    last, normed = len(s.layers) - 1, None
     for i, (layer, then) in enumerate(zip(s.layers, (*map(first_norm, s.layers[1:]), None), strict=True)):
-        x, normed = block_between(layer, i, x, normed, ctx, then)
+        x, normed = block_between(layer, i, x, normed, ctx, then, rows if i == last else None)
     return x

@@ -14,9 +14,10 @@ from hasten.model import Transformer
 from hasten.runtime.fixed import Kept
 from hasten.runtime.graphs import Recorder, Unrecordable
 from hasten.runtime.passes import Burst, Pass, Single, carry
-from hasten.runtime.runs import MOST_TOKENS, Runs, padded
-from hasten.runtime.sampler import Columns, Sampler, columns
+from hasten.runtime.runs import MOST_TOKENS, Runs, padded, sizes
+from hasten.runtime.sampler import Choosing, Columns, Sampler, columns
 from hasten.runtime.scheduler import Row
+from hasten.runtime.stage import Stage
 from hasten.runtime.steps import MOST, Steps
 from hasten.runtime.transfer import Moment
 from hasten.spec import Alibi, Dynamic, LongRope, Tokens
@@ -50,7 +51,7 @@ class Shape:
 
 
 Key = tuple[Shape, Columns | None]
-"""What a record is for; None: it ends at the logits."""
+"""What a record is for; None: it ends at the logits. One of a stage that chooses nothing ends at hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ class Decoder:
     either later where a record of more places can serve for a while.
     """
 
-    def __init__(self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder) -> None:
-        self.model, self.kept = model, kept
+    def __init__(
+        self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder, stage: Stage | None = None
+    ) -> None:
+        self.model, self.kept, self.stage = model, kept, stage
         self._sampler, self._recorder = sampler, recorder
         self.forget()
 
@@ -94,19 +97,20 @@ class Decoder:
         why = obstacle(self.model)
         if why is not None:
             return f"decode steps run launch by launch: {why}"
-        refused = [f"not {shape.places} places: {why}" for (shape, _), why in self._refused.items()]
+        refused = [f"not {s.places} places: {why}" for (s, _), why in self._refused.items()]
         return "; ".join([f"decode steps are recorded as a whole, {len(self._records)} records so far", *refused])
 
     def plan(self, rows: Sequence[Row], *, behind: bool) -> Plan | None:
         """How these rows would run; None where no record can serve them. behind: a pass that is not waited for."""
         if len(rows) > PLACES or obstacle(self.model) is not None:
             return None
-        tokens, how = sum(row.stop - row.start for row in rows), columns([r.sequence for r in rows if r.samples])
+        tokens = sum(row.stop - row.start for row in rows)
+        how = columns([r.sequence for r in rows if r.samples]) if self.model.place.last else ()
         if tokens > len(rows) or not all(row.samples for row in rows):
             return Plan(rows, padded(tokens), how, 1) if tokens <= MOST_TOKENS else None
         plan = Plan(rows, 0, how, 1)
         key = self._key(plan, 1)
-        if how is None or key in self._refused:
+        if how is None or key in self._refused or self.stage is not None:
             return plan
         # ranks that share the model time steps differently, and have to begin equally many
         took = None if self.model.place.over else self._seconds.get(self._serving(key) or key)
@@ -130,49 +134,79 @@ class Decoder:
         self._seen[wanted] += 1
         if record is None:
             return None
-        (shape, how), rows = key, plan.rows
-        state, lines = self._states[shape], [row.sequence for row in rows if row.samples]
+        (found, how), rows = key, plan.rows
+        state, lines = self._states[found], [row.sequence for row in rows if row.samples]
         state.place(rows, steps, how or ())
         if work is not None:
             carry(work, rows, state.at["ids"])
-        if how is None:
-            logits = record()
-            assert logits is not None, "this record ends at the logits"
+
+        def chosen(logits: Tensor | None) -> Choosing:
+            if logits is None:
+                return Choosing([line.request.sampling for line in lines], state.said[0, : len(lines)], ())
             logits = logits[: len(lines)].to(torch.promote_types(logits.dtype, torch.float32))
-            return Single(lines, self._sampler.choose(logits, lines))
+            return self._sampler.choose(logits, lines)
+
+        if self.stage is not None:
+            return self.stage.recorded(rows, state.entering, record, chosen)
+        if how is None:
+            return Single(lines, chosen(record()))
         start = Moment(self._read.device)
         for _ in range(steps):
             record()
         return Burst(lines, state.said[:steps, : len(lines)], start, partial(self._seconds.__setitem__, key))
 
+    def prepare(self, places: int, stop: int, budget: int, how: Columns | None) -> None:
+        """Record ahead what serves up to so many sequences of up to `stop` tokens, in passes of up to `budget`.
+
+        One record for each number of tokens, of as many places as can meet in it, and steps of every number of places;
+        the largest first, in whose memory the others find room.
+        """
+        if obstacle(self.model) is not None:
+            return
+        self._stay()
+        pages, places = self._pages(stop + 1), min(places, PLACES)
+        self._make((shape(max(sizes(budget)), 1, pages), ()))  # a piece of a long prompt, behind which nobody chooses
+        for tokens in reversed(sizes(budget)):
+            self._make((shape(tokens, min(places, tokens), pages), how))
+        for i in range(places.bit_length(), -1, -1):
+            self._make((shape(0, min(2**i, places), pages), how))
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.kept.pools.page_size)
+
     def _key(self, plan: Plan, steps: int) -> Key:
-        pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
-        more_places, more_pages = next(times for most, times in TIMES.items() if plan.tokens <= most)
-        places = _next(len(plan.rows), 1, more_places)
-        least = PAGES if places <= 16 and plan.tokens <= 256 else MORE_PAGES
-        return Shape(plan.tokens, places, _next(pages, least, more_pages)), plan.how
+        pages = self._pages(plan.stop + steps)  # the last step prepares one that may not come
+        return shape(plan.tokens, len(plan.rows), pages), plan.how
+
+    def _stay(self) -> None:
+        """Forget the records of pools that have moved."""
+        if self._read is not self.kept.pools.layers[0][0]:
+            self.forget()
 
     def _serving(self, wanted: Key) -> Key | None:
         """The record that serves: its own, or, for a shape that has not come up often, the smallest of those larger."""
-        if self._read is not self.kept.pools.layers[0][0]:
-            self.forget()
+        self._stay()
         if wanted in self._records:
             return wanted
         if self._seen[wanted] >= PATIENCE:
             return None
-        shape, how = wanted
-        serving = [other for other in self._records if other[1] == how and other[0].holds(shape)]
+        needed, how = wanted
+        serving = [other for other in self._records if other[1] == how and other[0].holds(needed)]
         return min(serving, key=lambda other: (other[0].places, other[0].pages), default=None)
 
     def _record(self, key: Key) -> Callable[[], Tensor | None] | None:
-        known = key in self._records or key in self._refused
-        if not known and (self._seen[key] or not key[0].tokens):
-            try:
-                self._records[key] = self._recorder.record(self._work(*key))
-            except Unrecordable as error:
-                self._refused[key] = str(error)
-            self._agree(key)
+        if self._seen[key] or not key[0].tokens:
+            self._make(key)
         return self._records.get(key)
+
+    def _make(self, key: Key) -> None:
+        if key in self._records or key in self._refused:
+            return
+        try:
+            self._records[key] = self._recorder.record(self._work(*key))
+        except Unrecordable as error:
+            self._refused[key] = str(error)
+        self._agree(key)
 
     def _agree(self, key: Key) -> None:
         """What one of several ranks could not record, none replays."""
@@ -183,13 +217,26 @@ class Decoder:
         if not bool(over.all_gather(recorded.int()).all()) and self._records.pop(key, None) is not None:
             self._refused[key] = "another rank could not record it"
 
-    def _work(self, shape: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
-        if shape not in self._states:
-            sizes = shape.places, shape.pages, self.kept
-            self._states[shape] = Runs(shape.tokens, *sizes) if shape.tokens else Steps(*sizes)
-        state = self._states[shape]
+    def _work(self, s: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
+        if s not in self._states:
+            room = s.places, s.pages, self.kept
+            self._states[s] = Runs(s.tokens, *room) if s.tokens else Steps(*room)
+        state = self._states[s]
         state.place([], 0, ())  # recording may do the work, which then leaves the pages alone
+        if not self.model.place.first and state.entering is None:
+            like = self.model.like
+            state.entering = like.new_zeros(len(state.positions), self.model.tower.width)
+        if not self.model.place.last:
+            return partial(state.run, self.model)
         return partial(state.logits, self.model) if how is None else partial(state.step, self.model, how)
+
+
+def shape(tokens: int, places: int, pages: int) -> Shape:
+    """The least that holds so many places and pages, of those that `TIMES` has."""
+    more_places, more_pages = next(times for most, times in TIMES.items() if tokens <= most)
+    places = _next(places, 1, more_places)
+    least = PAGES if places <= 16 and tokens <= 256 else MORE_PAGES
+    return Shape(tokens, places, _next(pages, least, more_pages))
 
 
 def obstacle(model: Transformer) -> str | None:

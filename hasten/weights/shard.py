@@ -107,10 +107,10 @@ def shard(p: Param, t: Tensor, rank: int, size: int, experts: Split = "inside") 
 
     `p` is the whole tower's. A vocabulary is padded with zeros to as many rows on every rank.
     """
-    cut = _cut(p, experts)
-    if cut is None or size == 1:
+    divided = cut(p, experts)
+    if divided is None or size == 1:
         return t
-    axis, parts, unit = cut
+    axis, parts, unit = divided
     if p.role == "vocab":
         rows = _rows(p, size)
         own = t[rank * rows : (rank + 1) * rows]
@@ -124,10 +124,10 @@ def shard(p: Param, t: Tensor, rank: int, size: int, experts: Split = "inside") 
 
 def join(p: Param, shares: Sequence[Tensor], experts: Split = "inside") -> Tensor:
     """The canonical tensor of which these are the shares of all ranks, in their order."""
-    cut, size = _cut(p, experts), len(shares)
-    if cut is None or size == 1:
+    divided, size = cut(p, experts), len(shares)
+    if divided is None or size == 1:
         return shares[0]
-    axis, parts, unit = cut
+    axis, parts, unit = divided
     if p.role == "vocab":
         return torch.cat(list(shares))[: sum(parts)]
     held = [_own(n // unit, 0, size)[1] * unit for n in parts]  # by every rank
@@ -138,10 +138,10 @@ def join(p: Param, shares: Sequence[Tensor], experts: Split = "inside") -> Tenso
 
 def share(p: Param, size: int, experts: Split = "inside") -> Param:
     """The parameter of which every one of `size` ranks holds one: `shard` gives tensors of its shape."""
-    cut = _cut(p, experts)
-    if cut is None or size == 1:
+    divided = cut(p, experts)
+    if divided is None or size == 1:
         return p
-    axis, parts, unit = cut
+    axis, parts, unit = divided
     if p.role == "vocab":
         return replace(p, parts=(_rows(p, size),))
     held = tuple(_own(n // unit, 0, size)[1] * unit for n in parts)
@@ -154,10 +154,10 @@ def share(p: Param, size: int, experts: Split = "inside") -> Param:
 
 def is_split(p: Param, experts: Split = "inside") -> bool:
     """Whether ranks hold different shares of the parameter."""
-    return _cut(p, experts) is not None
+    return cut(p, experts) is not None
 
 
-def _cut(p: Param, experts: Split) -> tuple[int, tuple[int, ...], int] | None:
+def cut(p: Param, experts: Split) -> tuple[int, tuple[int, ...], int] | None:
     """The axis along which ranks divide a parameter, the lengths of its parts there, and what stays together.
 
     None: every rank holds all of it.

@@ -144,3 +144,17 @@ def test_a_start_adds_up() -> None:
     assert min(s.model, s.init_inference, s.first_token, s.two_tokens, s.again) > 0
     assert s.ready == pytest.approx(s.init_inference + s.first_token)
     assert s.process == pytest.approx(s.imports + s.model + s.ready, abs=1e-3)
+
+
+def test_loading_is_measured_from_files(bench: Bench) -> None:
+    for name in ("tiny-llama", "tiny-bert"):
+        ((w, results),) = bench.measure([Work("load", name, torch.bfloat16)])
+        assert [(r.work, r.engine, r.unit, r.runs) for r in results] == [
+            (f"load {name} bf16", "transformers", "s", 2),
+            (f"load {name} bf16", "hasten", "s", 2),
+        ]
+        assert all(r.attained is not None and r.of == "GB/s" and r.value > 0 for r in results)
+    bench.peers = ()
+    ((_, results),) = bench.measure([w])
+    assert [r.engine for r in results] == ["hasten"]
+    assert left_out(bench) == []

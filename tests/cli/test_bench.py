@@ -132,3 +132,9 @@ def test_more_tokens_than_the_model_has_positions(command: Any) -> None:
     assert r.status == 2
     assert r.out == ""
     assert r.err.splitlines()[-1].endswith("hasten: gpt2 has 64 positions; 65 tokens are asked for")
+
+
+def test_the_start_of_a_process_is_measured_in_one(command: Any) -> None:
+    r = command("bench", "start:gpt2:fp32", "--num_gpus", 2, *SMALL)
+    assert r.status == 2
+    assert "start:gpt2:fp32 is measured in one process" in r.err
