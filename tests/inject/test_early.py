@@ -186,7 +186,7 @@ def test_an_engine_begins_before_it_makes_its_checks(name: str, monkeypatch: pyt
 
 
 def test_nobody_is_locked_out_behind_a_replay_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    with recording("bert-pooled", monkeypatch) as (theirs, ours, _):
+    with recording("bert-pooled", monkeypatch) as (_, ours, _):
         for _ in range(3):
             ours.base_model(ids())
         with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
