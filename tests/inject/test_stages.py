@@ -14,7 +14,7 @@ import hasten
 from hasten.errors import RequestError
 from hasten.inject.attach import attach
 from hasten.inject.backbone import Backbone
-from hasten.inject.loan import live_tensors
+from hasten.inject.loan import divides, live_tensors
 from hasten.inject.probe import probe
 from hasten.weights import holders, share
 from tests.inject.test_ranks import BATCH, GREEDY, IDS, cast, first, generated, refused, worked_on
@@ -60,8 +60,9 @@ def due(b: Backbone) -> int:
     assert b.division is not None
     cuts, place = b.division.cuts(b.tower), b.division.place
     rank = 0 if place.chain is None else place.chain.rank
-    stored = {one.keys: one.param for one in b.bindings if rank in holders(b.tower, one.param, cuts)}
-    return sum(math.prod(share(p, b.division.group.size).shape) for p in stored.values())
+    stored = {one.keys: one for one in b.bindings if rank in holders(b.tower, one.param, cuts)}
+    own = (share(o.param, b.division.group.size) if divides(b.division, o) else o.param for o in stored.values())
+    return sum(math.prod(p.shape) for p in own)
 
 
 @pytest.mark.parametrize(
