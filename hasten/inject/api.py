@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from hasten.checkpoints import Filling, Plan, Reader, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, UnsupportedModel
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
-from hasten.inject.attach import attach
+from hasten.inject.attach import NoFamily, attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
@@ -28,6 +28,7 @@ from hasten.inject.groups import Asked, join, local_device
 from hasten.inject.held import held
 from hasten.inject.invariance import check_fallbacks, check_invariance
 from hasten.inject.joining import Division, check_divisible, compare, in_step
+from hasten.inject.linears import Found, Linears, Names, find
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
@@ -51,15 +52,16 @@ def init_inference(
     filling, where = None, _device(given, options) or _home(given)
     try:
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
-            filling = _filling(given, options, division)
-            if division is not None:
-                found = attach(given, resolve_policy(given, options.injection_policy, FAMILIES))
-                division = _of_vocabulary(division, given, found)
+            filling, reader = _filling(given, options, division), None
+            described = _described(given, options, division)
+            if division is not None and described:
+                division = _of_vocabulary(division, given, described)
                 division = replace(division, home=torch.device("cpu") if filling.meta else None)
+                reader = _reader(_plans(given, options), division, where)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
             # of a live model that is divided only the shares go to the device
-            reader = None if division is None else _reader(_plans(given, options), division, where)
-            shares = filling.fill(where if filling.meta or group is None else _home(given), reader)
+            whole = where if group is None or (filling.meta and reader is not None) else _home(given)
+            shares = filling.fill(whole, reader)
         engine = _saved(_engine(given, options, wanted, division, shares), options)
     except BaseException:
         if filling is not None:
@@ -75,9 +77,9 @@ def _filling(given: nn.Module, options: Options, division: Division | None) -> F
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     try:
         if not filling.meta:
-            _backbones(given, options)
+            _parts(given, options, division)
         if division is not None:
-            check_divisible((p.tower for p in _plans(given, options)), division)
+            check_divisible((b.tower for b in _described(given, options, division)), division)
     except BaseException:
         filling.undo()
         raise
@@ -104,14 +106,17 @@ def _engine(
     shares: Mapping[tuple[str, ...], Tensor],
 ) -> InferenceEngine:
     """shares: what this rank has read of what is divided, by the names of the live parameters."""
-    model, backbones = _seen(given, options, division, shares)
-    apart = frozenset[int]()
+    model, backbones, found = _seen(given, options, division, shares)
+    apart, linears, device = frozenset[int](), None, _device(model, options)
     if division is not None:
         division = _of_vocabulary(division, model, backbones)
         apart = _apart(model, backbones, division)
-    device, home = _device(model, options), None if division is None else division.home
-    cast = Cast(model, options.dtype, device, options.keep_originals, apart, home)
-    engine = InferenceEngine(model, options, backbones, cast, division)
+        if found is not None:
+            linears, device = Linears(model, found, division), None  # it moves the model itself, once it is divided
+    cast = Cast(
+        model, options.dtype, device, options.keep_originals, apart, None if division is None else division.home
+    )
+    engine = InferenceEngine(model, options, backbones, cast, division, linears)
     engine.start(shares)
     if wanted is not None:
         try:
@@ -122,6 +127,47 @@ def _engine(
             engine.revert(force=True)
             raise
     return engine
+
+
+def _parts(model: nn.Module, options: Options, division: Division | None) -> tuple[list[Backbone], Found | None]:
+    """The backbones that are fused; or, of several ranks, the plan by which a model without any is divided."""
+    policy = options.injection_policy or {}
+    validate_policy(model, policy)
+    family = resolve_policy(model, policy, FAMILIES)
+    names = {layer: value for layer, value in policy.items() if isinstance(value, tuple)}
+    if not options.replace_with_kernel_inject:
+        return [], None if division is None else _linearly(model, options, division, names)
+    try:
+        backbones = attach(model, family)
+    except (UnsupportedModel, ConfigError) as error:
+        if division is None or family is not None:
+            raise
+        return [], _linearly(model, options, division, names, error.why if isinstance(error, NoFamily) else str(error))
+    for b in backbones:
+        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
+        check_forwards(b.module, b.path)
+    if options.batch_invariant:
+        check_invariance(model, backbones, options.dtype, _device(model, options))
+    return backbones, None
+
+
+def _linearly(model: nn.Module, options: Options, division: Division, names: Names, instead: str = "") -> Found:
+    if options.ep_size > 1:
+        raise ConfigError(f"ep_size={options.ep_size} leaves experts whole, which takes a family that describes them")
+    if division.stages is not None:
+        raise ConfigError(f"pp_size={options.pp_size} cuts a model into stages, which takes a family that describes it")
+    return find(model, names, division.group.size, instead)
+
+
+def _described(model: nn.Module, options: Options, division: Division | None) -> list[Backbone]:
+    """The backbones of a model; none where it has no family, and ranks may find a plan for it."""
+    family = resolve_policy(model, options.injection_policy, FAMILIES)
+    try:
+        return attach(model, family)
+    except (UnsupportedModel, ConfigError):
+        if division is None or family is not None:
+            raise
+        return []
 
 
 def _of_vocabulary(division: Division, model: nn.Module, backbones: list[Backbone]) -> Division:
@@ -142,15 +188,15 @@ def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> f
 
 def _seen(
     given: nn.Module, options: Options, division: Division | None, shares: Mapping[tuple[str, ...], Tensor]
-) -> tuple[nn.Module, list[Backbone]]:
-    """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
+) -> tuple[nn.Module, list[Backbone], Found | None]:
+    """The model, without adapters, and its parts, if every rank has found the same and can divide it."""
     on, group = _device(given, options) or _home(given), None if division is None else division.everyone
     with in_step(group, on, "looking at the model"):
         check_weights(given, shares)
-        model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+        model = merge_adapters(given, options.merge_adapters, lambda m: _parts(m, options, None))
         if model is not given:
             check_weights(model)
-        backbones = _backbones(model, options)
+        backbones, found = _parts(model, options, division)
         if division is not None:
             check_divisible((b.tower for b in backbones), division)
     if group is not None:
@@ -158,8 +204,9 @@ def _seen(
         if division is not None and options.checkpoint is not None:
             stages = [(b, s) for b in backbones if (s := held(b.tower, b.bindings, division)) is not None]
             read |= {k for b, s in stages for one in b.bindings if s.apart(one) for k in one.keys}
-        compare(group, on, model, [b.tower for b in backbones], read)
-    return model, backbones
+        described = [b.tower for b in backbones] if found is None else [found.plan]
+        compare(group, on, model, described, read)
+    return model, backbones, found
 
 
 def _division(model: nn.Module, options: Options) -> Division | None:
@@ -187,6 +234,7 @@ def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
     if division is not None:
         ranks = division.group.size
     cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+    cuts |= {} if engine.linears is None else engine.linears.stored
     state = engine.module.state_dict()  # of all ranks
     try:
         with in_step(group, engine.cast.device or _home(engine.module), f"writing save_mp_checkpoint_path={path!r}"):
@@ -196,22 +244,6 @@ def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
         engine.revert(force=True)
         raise
     return engine
-
-
-def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
-    policy = options.injection_policy
-    if policy is not None:
-        validate_policy(model, policy)
-    family = resolve_policy(model, policy, FAMILIES)
-    if not options.replace_with_kernel_inject:
-        return []
-    backbones = attach(model, family)
-    for b in backbones:
-        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
-        check_forwards(b.module, b.path)
-    if options.batch_invariant:
-        check_invariance(model, backbones, options.dtype, _device(model, options))
-    return backbones
 
 
 def _plans(model: nn.Module, options: Options) -> list[Plan]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count, repeat
 from operator import contains
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from hasten.errors import RequestError
 from hasten.families.family import Seam
-from hasten.inject.ahead import settle
+from hasten.inject.ahead import pending, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
+from hasten.inject.early import Guess, current, let_go
 from hasten.inject.held import held
 from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
@@ -29,7 +31,7 @@ from hasten.inject.loan import Loan
 from hasten.inject.vocabulary import Vocabulary
 from hasten.model import Transformer
 from hasten.parallel import ALONE
-from hasten.spec import Tower
+from hasten.spec import Tokens, Tower
 from hasten.weights import Binding, local, part, renamed
 
 if TYPE_CHECKING:
@@ -128,9 +130,22 @@ class Backbone:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers: ours where it can, else the model's own."""
+        with self.guess(args, kwargs, pending()):
+            return self._answer(args, kwargs)
+
+    def guess(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], checked: bool) -> AbstractContextManager[Any]:
+        """Around a call with these arguments: begins what such a call was before. checked: whether ids are."""
+        if self.graphs is None or not self.call.ahead or current(self.graphs) is not None:
+            return nullcontext()
+        arguments = self.arguments(args, kwargs)
+        ids = isinstance(self.tower.embed, Tokens) and arguments.get("input_ids") is not None
+        return Guess(self.graphs, arguments, checked and ids)
+
+    def _answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         arguments = self.arguments(args, kwargs)
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
+            let_go(self.graphs)
             return self.detour(why, args, kwargs)
         if not self.call.ahead:
             settle()

@@ -91,10 +91,15 @@ def in_step(group: Group | None, device: torch.device, what: str) -> Iterator[No
 
 
 def compare(
-    group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower], apart: Collection[str] = ()
+    group: Group, device: torch.device, model: nn.Module, described: Iterable[object], apart: Collection[str] = ()
 ) -> None:
-    """WeightError, on every rank, where ranks do not hold the same model; `apart` are names whose values are not."""
-    heard = group.all_gather(torch.tensor(_digests(model, towers, apart), device=device)).view(group.size, -1).tolist()
+    """WeightError, on every rank, where ranks do not hold the same model; `apart` are names whose values are not.
+
+    described: what each has found out about its layers; equal values are printed alike.
+    """
+    heard = (
+        group.all_gather(torch.tensor(_digests(model, described, apart), device=device)).view(group.size, -1).tolist()
+    )
     unlike = [r for r, told in enumerate(heard) if told != heard[0]]
     if unlike:
         parts = [what for k, what in enumerate(COMPARED) if any(told[k] != heard[0][k] for told in heard)]
@@ -108,14 +113,14 @@ def _named(numbers: list[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _digests(model: nn.Module, towers: Iterable[Tower], apart: Collection[str]) -> list[int]:
+def _digests(model: nn.Module, described: Iterable[object], apart: Collection[str]) -> list[int]:
     """Numbers that differ, but for chance, where models do, in the order of COMPARED: of each tensor three values."""
     tensors: Mapping[str, Tensor] = dict(model.named_parameters())
     shapes = [(n, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()]
     with torch.no_grad():
         whole = [t for n, t in tensors.items() if t.numel() and n not in apart]
         few = torch.stack([t[at].double() for t in whole for at in _places(t.shape)]).tolist() if whole else []
-    return [_number(repr(x)) for x in (shapes, few, [*towers])]
+    return [_number(repr(x)) for x in (shapes, few, [*described])]
 
 
 def _places(shape: Sequence[int]) -> list[tuple[int, ...]]:

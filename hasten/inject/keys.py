@@ -90,7 +90,8 @@ UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and
 KEYS: tuple[Key, ...] = (
     Key("replace_with_kernel_inject", FLAG, True, "works",
         "True, or not given: the backbone is replaced by the fused one. False: nothing is fused, and the engine is a "
-        "thin wrapper around the model, cast to `dtype` and moved to `device`. (DeepSpeed: False.)",
+        "thin wrapper around the model, cast to `dtype` and moved to `device`; with mp_size its linears are divided. "
+        "(DeepSpeed: False.)",
         ("kernel_inject", "replace_with_kernel_injection"),
     ),
     Key("dtype", DTYPE, None, "works",
@@ -100,7 +101,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("injection_policy", POLICY, None, "works",
         "{LayerClass: policy class} names the family of a model that has no known config; {LayerClass: names of "
-        "linears} is checked against the model and changes no number.",
+        "linears} says how a model that no family describes is divided among processes, and changes no number.",
         ("injection_dict",),
     ),
     Key("max_out_tokens", COUNT, None, "works",

@@ -274,12 +274,11 @@ def _division(settings: dict[str, Setting]) -> Iterator[str]:
     experts, over = settings.get("moe.ep_size"), sizes["tensor_parallel"]
     if experts and experts.value not in (1, over):
         yield f"{experts} must be 1 or the number of processes that hold the model together (mp_size), which is {over}"
-    most = over * sizes["pipeline_parallel"]
     invariant, fuse = settings.get("batch_invariant"), settings.get("replace_with_kernel_inject")
     if over > 1 and invariant and invariant.value:
         yield f"{invariant} cannot be kept among {over} processes, whose sums it does not order: leave one of them out"
-    if most > 1 and fuse and not fuse.value:
-        yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
+    if sizes["pipeline_parallel"] > 1 and fuse and not fuse.value:
+        yield f"{fuse} leaves out what stages hold parts of, the fused backbone: leave one of them out"
 
 
 def _stages(settings: dict[str, Setting], stages: int) -> Iterator[str]:

@@ -78,27 +78,34 @@ class Transformer:
                 frames = (x.shape[-1] + 1) // 2  # the second convolution's stride
                 return x.new_empty(len(x), frames, self.tower.width, dtype=self.like.dtype)
 
-    def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None) -> Tensor:
-        """Hidden states through every block; `watch(i, x)` sees what goes into block i."""
-        chain = self.place.chain
-        return self.through(x, ctx, watch) if chain is None else relayed(self.through, chain, x, ctx, watch)
+    def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """Hidden states through every block; `watch(i, x)` sees what goes into block i.
 
-    def through(self, x: Tensor, ctx: Context, watch: Watch | None = None) -> Tensor:
-        """Hidden states through the blocks that are here."""
+        rows, int64 (rows,): which of x (tokens, width) are asked for; the last block then makes no others.
+        """
+        chain = self.place.chain
+        if chain is None:
+            return self.through(x, ctx, watch, rows)
+        x = relayed(self.through, chain, x, ctx, watch)
+        return x if rows is None else x.index_select(0, rows)
+
+    def through(self, x: Tensor, ctx: Context, watch: Watch | None = None, rows: Tensor | None = None) -> Tensor:
+        """Hidden states through the blocks that are here; rows as in `blocks`."""
         if watch is None and not self.backends and forced() is None:
-            return stack(x, self._stack, ctx)
+            return stack(x, self._stack, ctx, rows)
+        last = len(self.layers) - 1
         for i in range(len(self.layers)):
             if watch is not None:
                 watch(i, x)
-            x = self.block(i, x, ctx)
+            x = self.block(i, x, ctx, rows if i == last else None)
         return x
 
-    def block(self, i: int, x: Tensor, ctx: Context) -> Tensor:
+    def block(self, i: int, x: Tensor, ctx: Context, rows: Tensor | None = None) -> Tensor:
         """Block i alone."""
         if i not in self.backends:
-            return block(self.layers[i], i, x, ctx)
+            return block(self.layers[i], i, x, ctx, rows)
         with ops.use(self.backends[i]):
-            return block(self.layers[i], i, x, ctx)
+            return block(self.layers[i], i, x, ctx, rows)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last block: the final norm, and a narrow embedding's projection back."""

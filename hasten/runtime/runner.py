@@ -19,7 +19,7 @@ from hasten.runtime.paged import Paged, Slopes, Turns
 from hasten.runtime.pages import Pages
 from hasten.runtime.passes import Pass, Single
 from hasten.runtime.pools import SHARE, Pools, free_memory, page_bytes
-from hasten.runtime.sampler import Sampler
+from hasten.runtime.sampler import Columns, Sampler
 from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.stage import Stage
 from hasten.runtime.transfer import upload
@@ -93,6 +93,14 @@ class Runner:
             there = self.pools.reserve(used + most)
             self.pages.extend(least(there, self.model.place.everyone, self.device))
 
+    @torch.inference_mode()
+    def prepare(self, places: int, tokens: int, budget: int, how: Columns | None) -> None:
+        """Have pages and records for so many sequences of so many tokens, where anything is recorded."""
+        if self.decoder is not None:
+            self.reserve([-(-tokens // self.pools.page_size)] * places)
+            with self._around():
+                self.decoder.prepare(places, tokens, budget, how)
+
     def plan(self, rows: Sequence[Row], *, behind: bool = False) -> Plan | None:
         """How these rows can run from a record, if they can. behind: a pass that is not waited for."""
         return None if self.decoder is None else self.decoder.plan(rows, behind=behind)
@@ -132,11 +140,9 @@ class Runner:
         if stage is not None:
             x, moving = stage.through(x, ctx)
             return stage.choose(x[sampled] if len(last) < len(ids) else x, lines, moving)
-        x = self.model.blocks(x, ctx)
+        x = self.model.blocks(x, ctx, rows=sampled if 0 < len(last) < len(ids) else None)
         if not last:
             return Single([], None)
-        if len(last) < len(ids):
-            x = x[sampled]
         return Single(lines, self.sampler.choose(self.model.predict(x), lines))
 
     def clear(self) -> None:
