@@ -53,7 +53,7 @@ def init_inference(
     try:
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
             filling, reader = _filling(given, options, division), None
-            described = _described(given, options, division)
+            described = [] if division is None else _described(given, options)
             if division is not None and described:
                 division = _of_vocabulary(division, given, described)
                 division = replace(division, home=torch.device("cpu") if filling.meta else None)
@@ -79,7 +79,7 @@ def _filling(given: nn.Module, options: Options, division: Division | None) -> F
         if not filling.meta:
             _parts(given, options, division)
         if division is not None:
-            check_divisible((b.tower for b in _described(given, options, division)), division)
+            check_divisible((b.tower for b in _described(given, options)), division)
     except BaseException:
         filling.undo()
         raise
@@ -159,13 +159,13 @@ def _linearly(model: nn.Module, options: Options, division: Division, names: Nam
     return find(model, names, division.group.size, instead)
 
 
-def _described(model: nn.Module, options: Options, division: Division | None) -> list[Backbone]:
-    """The backbones of a model; none where it has no family, and ranks may find a plan for it."""
+def _described(model: nn.Module, options: Options) -> list[Backbone]:
+    """The backbones of a model that ranks divide; none where it has no family, and there may be a plan for it."""
     family = resolve_policy(model, options.injection_policy, FAMILIES)
     try:
         return attach(model, family)
     except (UnsupportedModel, ConfigError):
-        if division is None or family is not None:
+        if family is not None:
             raise
         return []
 

@@ -278,7 +278,8 @@ def _division(settings: dict[str, Setting]) -> Iterator[str]:
     if over > 1 and invariant and invariant.value:
         yield f"{invariant} cannot be kept among {over} processes, whose sums it does not order: leave one of them out"
     if sizes["pipeline_parallel"] > 1 and fuse and not fuse.value:
-        yield f"{fuse} leaves out what stages hold parts of, the fused backbone: leave one of them out"
+        most = over * sizes["pipeline_parallel"]
+        yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
 
 
 def _stages(settings: dict[str, Setting], stages: int) -> Iterator[str]:

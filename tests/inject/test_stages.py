@@ -64,8 +64,9 @@ def due(b: Backbone) -> int:
     cuts, place = b.division.cuts(b.tower), b.division.place
     rank = 0 if place.chain is None else place.chain.rank
     stored = {one.keys: one for one in b.bindings if rank in holders(b.tower, one.param, cuts)}
-    own = (share(o.param, b.division.group.size) if divides(b.division, o) else o.param for o in stored.values())
-    return sum(math.prod(p.shape) for p in own)
+    size = b.division.group.size
+    held = [share(one.param, size) if divides(b.division, one) else one.param for one in stored.values()]
+    return sum(math.prod(p.shape) for p in held)
 
 
 @pytest.mark.parametrize(
