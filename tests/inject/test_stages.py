@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 import torch.distributed as dist
 
 import hasten
+from hasten.checkpoints import open_checkpoint
 from hasten.errors import RequestError
 from hasten.inject.attach import attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.probe import probe
 from hasten.weights import holders, share
+from tests.checkpoints.test_shares import Counted
 from tests.inject.test_ranks import BATCH, GREEDY, IDS, cast, first, generated, refused, worked_on
 from tests.parallel import ranks
 from tests.tiny import TINY, build
@@ -193,3 +196,28 @@ def own_groups() -> list[bool]:
 
 def test_the_groups_of_an_mpu_or_of_the_user() -> None:
     assert ranks.run(4, own_groups) == [[True] * 3] * 4
+
+
+@torch.no_grad()
+def read(folder: str, given: dict[str, Any]) -> tuple[bool, bool, set[str]]:
+    """Whether answers and state of a model on the meta device are the saved one's, and layers that this rank read."""
+    theirs: Any = build(TINY["llama"])
+    source: Any = Counted(open_checkpoint(folder))
+    model: Any = build(TINY["llama"])
+    model.to("meta")
+    engine: Any = hasten.init_inference(model, checkpoint=source, **given)
+    same = torch.allclose(engine(IDS)[0], theirs(IDS)[0], atol=1e-5)
+    before, state = theirs.state_dict(), engine.module.state_dict()
+    whole = before.keys() == state.keys() and all(torch.equal(before[k], state[k]) for k in before)
+    return same, whole, {k.split(".")[2] if ".layers." in k else k.split(".")[-2] for k in source.read_of}
+
+
+@pytest.mark.parametrize("given", [{"pp_size": 2}, {"pp_size": 2, "mp_size": 2}])
+def test_a_stage_reads_what_it_holds(given: dict[str, Any], tmp_path: Path) -> None:
+    build(TINY["llama"]).save_pretrained(tmp_path)
+    across = given.get("mp_size", 1)
+    told = ranks.run(2 * across, read, str(tmp_path), given)
+    assert all(same and whole for same, whole, _ in told)
+    assert [names for _, _, names in told] == [{"0", "1", "embed_tokens", "norm"}] * across + [
+        {"2", "lm_head", "norm"}
+    ] * across
