@@ -111,6 +111,9 @@ class Engine(Protocol):
 
     pace: int
 
+    def prepare(self, sequences: int, tokens: int) -> None:
+        """What is done once before so many sequences of up to so many tokens, and counts for nothing."""
+
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         """`new[i]` tokens behind `prompts[i]`, greedily, whatever ends they hold."""
 
@@ -126,6 +129,9 @@ class Transformers:
 
     def __init__(self, stand: Stand) -> None:
         self.model = stand.model
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        pass
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         ids = torch.tensor(prompts, device=self.model.device)
@@ -167,6 +173,9 @@ class Native:
 
     def __init__(self, stand: Stand) -> None:
         self.engine = stand.engine
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        self.engine.prepare(sequences, tokens)
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         return self.engine.generate(prompts, [Sampling(max_new_tokens=n, ignore_eos=True) for n in new])

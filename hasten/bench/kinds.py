@@ -77,10 +77,15 @@ def _encode(w: Work, s: Stand, e: Engine) -> Job:
 def _offline(w: Work, s: Stand, e: Engine) -> Job:
     lengths = mix(w)
     asked, new = prompts(s.vocab, [n for n, _ in lengths]), [n for _, n in lengths]
-    # half of the requests, an eighth as long: what comes up again and again in the work is compiled and recorded then
+    # half of the requests, an eighth as long: what comes up again and again in the work is compiled then
     some = asked[: -(-len(asked) // 2)], [-(-n // 8) for n in new[: -(-len(new) // 2)]]
     glimpse = asked[:32], [min(n, SHORTEST) for n in new[:32]]  # a profile of everything would be too long to be read
-    return Job(lambda: e.generate(*some), (lambda: e.generate(asked, new),), lambda: e.generate(*glimpse))
+
+    def warm() -> None:
+        e.prepare(w.batch, w.tokens)
+        e.generate(*some)
+
+    return Job(warm, (lambda: e.generate(asked, new),), lambda: e.generate(*glimpse))
 
 
 def _rate(w: Work, e: Engine, times: Times) -> list[float]:

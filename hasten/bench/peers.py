@@ -78,6 +78,9 @@ class Vllm:
             enable_prefix_caching=False,
         )
 
+    def prepare(self, sequences: int, tokens: int) -> None:
+        pass  # it has done so when it was made
+
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         how = [self.sampling(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for n in new]
         return self.engine.generate([{"prompt_token_ids": p} for p in prompts], how, use_tqdm=False)
@@ -107,6 +110,9 @@ class GptFast:
             self.model = model.Transformer(shape).to(stand.dtype).eval()
             self.model.setup_caches(max_batch_size=1, max_seq_length=shape.block_size)
         self.loop.decode_one_token = torch.compile(self.loop.decode_one_token, mode="reduce-overhead", fullgraph=True)
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        pass
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         if len(prompts) > 1:

@@ -135,12 +135,25 @@ class InferenceEngine(nn.Module):
             raise RequestError(f"generate: give either sampling or {', '.join(settings)}, not both")
         how = sampling_of(settings) if how is None else how
         native = self._native()
-        ends = getattr(self.module.generation_config, "eos_token_id", None)
-        ends = () if ends is None else ends
         if stream:
-            return native.stream(prompts, how, ends, tokenizer)
+            return native.stream(prompts, how, self._ends, tokenizer)
         with self._timed():
-            return native.generate(prompts, how, ends, tokenizer)
+            return native.generate(prompts, how, self._ends, tokenizer)
+
+    def prepare(self, sequences: int, tokens: int, sampling: Sampling | None = None, *, tokenizer: Any = None) -> None:
+        """Make ahead what native generation makes when it first needs it: memory for keys and values, recorded passes.
+
+        For up to so many sequences at once, of up to so many tokens with their prompts, which choose as `sampling`
+        says; tokenizer: as calls will give it. A GPU then never stops between passes; on a CPU nothing is recorded.
+        """
+        self._check_live()
+        self._native().prepare(sequences, tokens, sampling, self._ends, tokenizer)
+
+    @property
+    def _ends(self) -> Any:
+        """Token ids that end every completion, as the model's generation config has them."""
+        ends = getattr(self.module.generation_config, "eos_token_id", None)
+        return () if ends is None else ends
 
     def _native(self) -> Native:
         if self.generating is None:

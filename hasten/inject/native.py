@@ -61,6 +61,11 @@ class Native:
         assert self._generator is not None
         return self._generator.stream(prompts, how)
 
+    def prepare(self, sequences: int, tokens: int, how: Sampling | None, ends: Any, tokenizer: Any) -> None:
+        """`Generator.prepare`."""
+        with self.lock:
+            self._generator_for(tokenizer, ends).prepare(sequences, tokens, how)
+
     def close(self) -> None:
         """Give back the memory of keys and values."""
         if self._generator is not None:

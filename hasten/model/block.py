@@ -15,14 +15,19 @@ from hasten.parallel import Group
 from hasten.spec import Rope
 
 
-def block(layer: Layer, i: int, x: Tensor, ctx: Context) -> Tensor:
-    """Block `i` of a tower on x, (..., width), whose leading axes the context knows."""
+def block(layer: Layer, i: int, x: Tensor, ctx: Context, rows: Tensor | None = None) -> Tensor:
+    """Block `i` of a tower on x, (..., width), whose leading axes the context knows.
+
+    rows, int64 (rows,): which of x (tokens, width) to give back. Of the others there are then keys and values alone.
+    """
     shared = x if layer.shared_norm is None else ops.norm(x, layer.shared_norm)
     m, mlp = layer.attention, layer.mlp
-    over = m.around.over
+    over, attended = m.around.over, _attended(m, i, shared, ctx)
+    if rows is not None:
+        attended, x, shared = (t.index_select(0, rows) for t in (attended, x, shared))
     if layer.parallel and layer.cross is None and over is not None:
-        return _at_once(layer, over, _attended(m, i, shared, ctx), shared, x)
-    y = _project(_attended(m, i, shared, ctx), m.out, x, m.around)
+        return _at_once(layer, over, attended, shared, x)
+    y = _project(attended, m.out, x, m.around)
     if layer.cross is not None:
         y = _cross(layer.cross, i, y, ctx)
     z = shared if layer.parallel else y

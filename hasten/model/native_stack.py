@@ -108,7 +108,7 @@ def serves(layer: Layer, x: Tensor) -> bool:
     return sinks and all(vectors(n, x) for n in norms) and all(few(x, matrix) for matrix in matrices)
 
 
-def steps(x: Tensor, s: Stack, ctx: Context) -> bool:
+def steps(x: Tensor, s: Stack, ctx: Context, rows: Tensor | None = None) -> bool:
     """Whether x is a few tokens over pages, all layers are served, and nobody wants a gradient."""
     if x.dim() != 2 or not 0 < len(x) <= MOST.get(x.dtype, 0):
         return False
@@ -161,6 +161,7 @@ def _places(p: Plan, ctx: Context, shared: list[tuple[int, ...]]) -> array[int]:
 if isinstance(found := load(), Library):
 
     @stack.register("native", devices="cpu", accepts=steps)
-    def _(x: Tensor, s: Stack, ctx: Context) -> Tensor:
+    def _(x: Tensor, s: Stack, ctx: Context, rows: Tensor | None = None) -> Tensor:
         assert isinstance(found, Library)
-        return run(found, x, s, ctx)
+        y = run(found, x, s, ctx)
+        return y if rows is None else y.index_select(0, rows)

@@ -20,8 +20,9 @@ class Stack:
 
 
 @op_by_rows
-def stack(x: Tensor, s: Stack, ctx: Context) -> Tensor:
-    """Hidden states (..., width) through every block."""
+def stack(x: Tensor, s: Stack, ctx: Context, rows: Tensor | None = None) -> Tensor:
+    """Hidden states (..., width) through every block; rows as in `block`, of the last one."""
+    last = len(s.layers) - 1
     for i, layer in enumerate(s.layers):
-        x = block(layer, i, x, ctx)
+        x = block(layer, i, x, ctx, rows if i == last else None)
     return x

@@ -56,22 +56,26 @@ class Transformer:
             case Frames() as e:
                 return embed_frames(e, self.weights, x)
 
-    def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None) -> Tensor:
-        """Hidden states through every block; `watch(i, x)` sees what goes into block i."""
+    def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """Hidden states through every block; `watch(i, x)` sees what goes into block i.
+
+        rows, int64 (rows,): which of x (tokens, width) are asked for; the last block then makes no others.
+        """
         if watch is None and not self.backends and forced() is None:
-            return stack(x, self._stack, ctx)
+            return stack(x, self._stack, ctx, rows)
+        last = len(self.layers) - 1
         for i in range(len(self.layers)):
             if watch is not None:
                 watch(i, x)
-            x = self.block(i, x, ctx)
+            x = self.block(i, x, ctx, rows if i == last else None)
         return x
 
-    def block(self, i: int, x: Tensor, ctx: Context) -> Tensor:
+    def block(self, i: int, x: Tensor, ctx: Context, rows: Tensor | None = None) -> Tensor:
         """Block i alone."""
         if i not in self.backends:
-            return block(self.layers[i], i, x, ctx)
+            return block(self.layers[i], i, x, ctx, rows)
         with ops.use(self.backends[i]):
-            return block(self.layers[i], i, x, ctx)
+            return block(self.layers[i], i, x, ctx, rows)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last block: the final norm, and a narrow embedding's projection back."""

@@ -14,7 +14,7 @@ from hasten.model import Transformer
 from hasten.runtime.fixed import Kept
 from hasten.runtime.graphs import Recorder, Unrecordable
 from hasten.runtime.passes import Burst, Pass, Single, carry
-from hasten.runtime.runs import MOST_TOKENS, Runs, padded
+from hasten.runtime.runs import MOST_TOKENS, Runs, padded, sizes
 from hasten.runtime.sampler import Columns, Sampler, columns
 from hasten.runtime.scheduler import Row
 from hasten.runtime.steps import MOST, Steps
@@ -94,7 +94,7 @@ class Decoder:
         why = obstacle(self.model)
         if why is not None:
             return f"decode steps run launch by launch: {why}"
-        refused = [f"not {shape.places} places: {why}" for (shape, _), why in self._refused.items()]
+        refused = [f"not {s.places} places: {why}" for (s, _), why in self._refused.items()]
         return "; ".join([f"decode steps are recorded as a whole, {len(self._records)} records so far", *refused])
 
     def plan(self, rows: Sequence[Row], *, behind: bool) -> Plan | None:
@@ -130,8 +130,8 @@ class Decoder:
         self._seen[wanted] += 1
         if record is None:
             return None
-        (shape, how), rows = key, plan.rows
-        state, lines = self._states[shape], [row.sequence for row in rows if row.samples]
+        (found, how), rows = key, plan.rows
+        state, lines = self._states[found], [row.sequence for row in rows if row.samples]
         state.place(rows, steps, how or ())
         if work is not None:
             carry(work, rows, state.at["ids"])
@@ -145,34 +145,58 @@ class Decoder:
             record()
         return Burst(lines, state.said[:steps, : len(lines)], start, partial(self._seconds.__setitem__, key))
 
+    def prepare(self, places: int, stop: int, budget: int, how: Columns | None) -> None:
+        """Record ahead what serves up to so many sequences of up to `stop` tokens, in passes of up to `budget`.
+
+        One record for each number of tokens, of as many places as can meet in it, and steps of every number of places;
+        the largest first, in whose memory the others find room.
+        """
+        if obstacle(self.model) is not None:
+            return
+        self._stay()
+        pages, places = self._pages(stop + 1), min(places, PLACES)
+        self._make((shape(max(sizes(budget)), 1, pages), ()))  # a piece of a long prompt, behind which nobody chooses
+        for tokens in reversed(sizes(budget)):
+            self._make((shape(tokens, min(places, tokens), pages), how))
+        for i in range(places.bit_length(), -1, -1):
+            self._make((shape(0, min(2**i, places), pages), how))
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.kept.pools.page_size)
+
     def _key(self, plan: Plan, steps: int) -> Key:
-        pages = -(-(plan.stop + steps) // self.kept.pools.page_size)  # the last step prepares one that may not come
-        more_places, more_pages = next(times for most, times in TIMES.items() if plan.tokens <= most)
-        places = _next(len(plan.rows), 1, more_places)
-        least = PAGES if places <= 16 and plan.tokens <= 256 else MORE_PAGES
-        return Shape(plan.tokens, places, _next(pages, least, more_pages)), plan.how
+        pages = self._pages(plan.stop + steps)  # the last step prepares one that may not come
+        return shape(plan.tokens, len(plan.rows), pages), plan.how
+
+    def _stay(self) -> None:
+        """Forget the records of pools that have moved."""
+        if self._read is not self.kept.pools.layers[0][0]:
+            self.forget()
 
     def _serving(self, wanted: Key) -> Key | None:
         """The record that serves: its own, or, for a shape that has not come up often, the smallest of those larger."""
-        if self._read is not self.kept.pools.layers[0][0]:
-            self.forget()
+        self._stay()
         if wanted in self._records:
             return wanted
         if self._seen[wanted] >= PATIENCE:
             return None
-        shape, how = wanted
-        serving = [other for other in self._records if other[1] == how and other[0].holds(shape)]
+        needed, how = wanted
+        serving = [other for other in self._records if other[1] == how and other[0].holds(needed)]
         return min(serving, key=lambda other: (other[0].places, other[0].pages), default=None)
 
     def _record(self, key: Key) -> Callable[[], Tensor | None] | None:
-        known = key in self._records or key in self._refused
-        if not known and (self._seen[key] or not key[0].tokens):
-            try:
-                self._records[key] = self._recorder.record(self._work(*key))
-            except Unrecordable as error:
-                self._refused[key] = str(error)
-            self._agree(key)
+        if self._seen[key] or not key[0].tokens:
+            self._make(key)
         return self._records.get(key)
+
+    def _make(self, key: Key) -> None:
+        if key in self._records or key in self._refused:
+            return
+        try:
+            self._records[key] = self._recorder.record(self._work(*key))
+        except Unrecordable as error:
+            self._refused[key] = str(error)
+        self._agree(key)
 
     def _agree(self, key: Key) -> None:
         """What one of several ranks could not record, none replays."""
@@ -183,13 +207,21 @@ class Decoder:
         if not bool(over.all_gather(recorded.int()).all()) and self._records.pop(key, None) is not None:
             self._refused[key] = "another rank could not record it"
 
-    def _work(self, shape: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
-        if shape not in self._states:
-            sizes = shape.places, shape.pages, self.kept
-            self._states[shape] = Runs(shape.tokens, *sizes) if shape.tokens else Steps(*sizes)
-        state = self._states[shape]
+    def _work(self, s: Shape, how: Columns | None) -> Callable[[], Tensor | None]:
+        if s not in self._states:
+            room = s.places, s.pages, self.kept
+            self._states[s] = Runs(s.tokens, *room) if s.tokens else Steps(*room)
+        state = self._states[s]
         state.place([], 0, ())  # recording may do the work, which then leaves the pages alone
         return partial(state.logits, self.model) if how is None else partial(state.step, self.model, how)
+
+
+def shape(tokens: int, places: int, pages: int) -> Shape:
+    """The least that holds so many places and pages, of those that `TIMES` has."""
+    more_places, more_pages = next(times for most, times in TIMES.items() if tokens <= most)
+    places = _next(places, 1, more_places)
+    least = PAGES if places <= 16 and tokens <= 256 else MORE_PAGES
+    return Shape(tokens, places, _next(pages, least, more_pages))
 
 
 def obstacle(model: Transformer) -> str | None:

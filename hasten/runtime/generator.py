@@ -17,6 +17,7 @@ from hasten.runtime.request import Event, Generation, Request, Sampling, is_toke
 from hasten.runtime.runner import Runner
 from hasten.runtime.runs import MOST_TOKENS
 from hasten.runtime.said import Said, Transcript, events, hear
+from hasten.runtime.sampler import columns
 from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.scheduler import Sequence as Line
 from hasten.runtime.text import Tokenizer, Voice
@@ -54,7 +55,7 @@ class Generator:
         invariant: bool = False,
     ) -> None:
         given = {"page_size": page_size, "memory_limit": memory_limit, "max_tokens": max_tokens, "budget": budget}
-        wrong = [f"{k}={v!r}" for k, v in given.items() if v is not None and (not is_token(v) or v < 1)]
+        wrong = [f"{k}={v!r}" for k, v in given.items() if v is not None and not _counts(v)]
         if wrong:
             raise RequestError(f"{', '.join(wrong)}: not an integer of at least 1")
         self._runner = Runner(
@@ -86,7 +87,9 @@ class Generator:
         made = self._requests(prompts, sampling)
         lines = self._lines(made)
         scripts = {line: Transcript(line, voice is not None) for line, voice in lines.items()}
-        for passed in self._passes(lines):
+        # the longest first: sequences that end together leave no long ones behind that run by themselves
+        ordered = sorted(lines, key=lambda line: line.request.sampling.max_new_tokens, reverse=True)
+        for passed in self._passes({line: lines[line] for line in ordered}):
             for said in passed:
                 scripts[said.line].add(said)
         return [script.generation() for script in scripts.values()]
@@ -94,6 +97,21 @@ class Generator:
     def stream(self, prompts: Iterable[Any], sampling: Samplings = None) -> Iterator[Event]:
         """The events of `generate`, each as soon as its token is there. Dropping the iterator frees its pages."""
         return self._events(self._lines(self._requests(prompts, sampling)))
+
+    def prepare(self, sequences: int, tokens: int, sampling: Sampling | None = None) -> None:
+        """Take the memory and make the records that calls of this size need, so that none has to stop for them.
+
+        sequences: prompts of a call, or of streams at once. tokens: of a prompt and its completion, at most. sampling:
+        how they choose, greedily if not given; others that choose alike are served too. On a CPU nothing is recorded.
+        """
+        self._check_open()
+        given = {"sequences": sequences, "tokens": tokens}
+        wrong = [f"{k}={v!r} is not an integer of at least 1" for k, v in given.items() if not _counts(v)]
+        wrong = wrong or [f"tokens={tokens}, but {why}" for most, why in self._bounds.room() if tokens > most]
+        if wrong:
+            raise RequestError(f"prepare: {'; '.join(wrong)}")
+        line = Line(Request(0, (0,), sampling or Sampling(), 0))
+        self._runner.prepare(sequences, tokens, self._budget, columns([line]))
 
     def close(self) -> None:
         """Give back the memory of keys and values; the generator cannot be used any more, the model can."""
@@ -174,6 +192,10 @@ class Generator:
 
     def _voice(self, r: Request) -> Voice | None:
         return None if self._tokenizer is None else Voice(self._tokenizer, r.prompt, r.sampling.stop)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and is_token(value) and value >= 1
 
 
 def _rejected(scheduler: Scheduler, line: Line, voice: Voice | None) -> Said | None:

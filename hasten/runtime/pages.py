@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableSequence
+from collections.abc import Hashable, Iterable, MutableSequence
 from dataclasses import dataclass
 
 
@@ -63,7 +63,7 @@ class Pages:
         for hole in self._holes:
             if hole.promised == owner:
                 hole.promised = None
-        self._holes += [Hole(page, page + 1) for page in held]
+        self._holes += _runs(held)
         del held[:]
         self._holes.sort(key=lambda hole: hole.start)
         merged: list[Hole] = []
@@ -93,3 +93,14 @@ class Pages:
                 if not len(hole):
                     self._holes.remove(hole)
                 return
+
+
+def _runs(pages: Iterable[int]) -> list[Hole]:
+    """Neighbours that follow each other are one hole."""
+    runs: list[Hole] = []
+    for page in pages:
+        if runs and runs[-1].stop == page:
+            runs[-1].stop += 1
+        else:
+            runs.append(Hole(page, page + 1))
+    return runs

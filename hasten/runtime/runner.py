@@ -19,7 +19,7 @@ from hasten.runtime.paged import Paged, Slopes, Turns
 from hasten.runtime.pages import Pages
 from hasten.runtime.passes import Pass, Single
 from hasten.runtime.pools import SHARE, Pools, free_memory
-from hasten.runtime.sampler import Sampler
+from hasten.runtime.sampler import Columns, Sampler
 from hasten.runtime.scheduler import Row, Scheduler
 from hasten.runtime.transfer import upload
 from hasten.spec import Buckets, LongRope, Tokens, Tower
@@ -83,6 +83,14 @@ class Runner:
             there = self.pools.reserve(used + most)
             self.pages.extend(least(there, self.model.place.over, self.device))
 
+    @torch.inference_mode()
+    def prepare(self, places: int, tokens: int, budget: int, how: Columns | None) -> None:
+        """Have pages and records for so many sequences of so many tokens, where anything is recorded."""
+        if self.decoder is not None:
+            self.reserve([-(-tokens // self.pools.page_size)] * places)
+            with self._around():
+                self.decoder.prepare(places, tokens, budget, how)
+
     def plan(self, rows: Sequence[Row], *, behind: bool = False) -> Plan | None:
         """How these rows can run from a record, if they can. behind: a pass that is not waited for."""
         return None if self.decoder is None else self.decoder.plan(rows, behind=behind)
@@ -118,11 +126,10 @@ class Runner:
         flat = upload(ids + positions + last, torch.int64, self.device)
         tokens, places, sampled = flat.split([len(ids), len(ids), len(last)])
         x = self.model.embed(tokens, places)
-        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes))
+        asked = sampled if 0 < len(last) < len(ids) else None
+        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes), rows=asked)
         if not last:
             return Single([], None)
-        if len(last) < len(ids):
-            x = x[sampled]
         lines = [row.sequence for row in rows if row.samples]
         return Single(lines, self.sampler.choose(self.model.predict(x), lines))
 

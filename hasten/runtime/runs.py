@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from hasten import ops
 from hasten.model import Transformer
-from hasten.runtime.fixed import Fixed, Kept, choosing, known
+from hasten.runtime.fixed import Fixed, Kept, choosing
 from hasten.runtime.sampler import Columns
 from hasten.runtime.scheduler import Row
+from hasten.runtime.transfer import numbers
 
 MOST_TOKENS = 2048
 """Above, the device has enough to do."""
@@ -27,14 +29,34 @@ def padded(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def _slots(row: Row, size: int) -> Iterator[range]:
-    """Where the row's tokens are kept: a piece of each page of `size` tokens."""
-    pages, at = row.sequence.pages, row.start
-    while at < row.stop:
-        stop = min(at - at % size + size, row.stop)
-        first = pages[at // size] * size + at % size
-        yield range(first, first + stop - at)
-        at = stop
+def sizes(most: int) -> list[int]:
+    """The numbers of tokens that there are records for, up to what `most` tokens need."""
+    return sorted({padded(tokens) for tokens in range(1, min(most, MOST_TOKENS) + 1)})
+
+
+def known(row: Row) -> array[int]:
+    """The row's tokens, int64; 0 for one that is still to come."""
+    tokens = array("q", row.sequence.tokens[row.start : row.stop])
+    return tokens + array("q", [0]) * (row.stop - row.start - len(tokens))
+
+
+def slots(row: Row, size: int) -> array[int]:
+    """Where the row's tokens are kept, in pages of `size` tokens, int64: a piece for each run of neighbours."""
+    pages, first, last = row.sequence.pages, row.start // size, (row.stop - 1) // size
+    found, begun = array("q"), first
+    for i in range(first, last + 1):
+        if i == last or pages[i + 1] != pages[i] + 1:
+            found += numbers(pages[begun] * size, (pages[i] + 1) * size)
+            begun = i + 1
+    return found[row.start - first * size : row.stop - first * size]
+
+
+def joined(parts: Iterable[array[int]]) -> array[int]:
+    """One behind the other."""
+    whole = array("q")
+    for part in parts:
+        whole += part
+    return whole
 
 
 class Runs(Fixed):
@@ -56,9 +78,9 @@ class Runs(Fixed):
         sampling = [row for row in rows if row.samples]
         self.fill(
             {
-                "ids": [*chain.from_iterable(map(known, rows))],
-                "positions": [*chain.from_iterable(range(row.start, row.stop) for row in rows)],
-                "slots": [*chain.from_iterable(part for row in rows for part in _slots(row, size))],
+                "ids": joined(map(known, rows)),
+                "positions": joined(numbers(row.start, row.stop) for row in rows),
+                "slots": joined(slots(row, size) for row in rows),
                 "lengths": [row.stop for row in rows],
                 "tables": self.page_tables(rows),
                 "starts": [0, *ends, *[ends[-1] if ends else 0] * (self.places - len(rows))],
@@ -69,7 +91,7 @@ class Runs(Fixed):
 
     def logits(self, model: Transformer) -> Tensor:
         """What the model says behind the runs that sample, (places, vocabulary): those first."""
-        return model.predict(self.run(model).index_select(0, self.at["sampled"]))
+        return model.predict(self.run(model, self.at["sampled"]))
 
     def step(self, model: Transformer, columns: Columns) -> None:
         """Choose a token for each run that samples, and say it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
+from array import array
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,6 +15,24 @@ from torch import Tensor
 def host(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory of the host, uninitialised, that copies to and from the device need not wait for."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def bytes_of(t: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host, to be written while the tensor lives.
+
+    torch's own copies and fills wake its threads from 32,768 elements on, which takes milliseconds on a busy machine.
+    """
+    return memoryview((ctypes.c_char * t.nbytes).from_address(t.data_ptr())).cast("B")
+
+
+def numbers(start: int, stop: int) -> array[int]:
+    """start to stop - 1 as int64, not made one by one."""
+    return _first(1 << stop.bit_length())[start:stop]
+
+
+@cache
+def _first(count: int) -> array[int]:
+    return array("q", range(count))
 
 
 def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

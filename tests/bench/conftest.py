@@ -18,6 +18,10 @@ class Recorder:
         self.pace, self.fails = pace, fails
         self.asked: list[tuple[list[int], list[int]]] = []  # lengths of the prompts, and of what is to follow
         self.encoded: list[dict[str, torch.Tensor]] = []
+        self.prepared: list[tuple[int, int]] = []  # sequences, and tokens of each
+
+    def prepare(self, sequences: int, tokens: int) -> None:
+        self.prepared.append((sequences, tokens))
 
     def generate(self, prompts: list[list[int]], new: Sequence[int]) -> Any:
         if self.fails:

@@ -70,6 +70,7 @@ def test_offline_work_is_warmed_up_by_less_of_it(recorder: Any) -> None:
     w, engine = work("offline", batch=300, prompt=60, new=50), recorder()
     job = KINDS["offline"].job(w, Stand(w.model, w.dtype, CPU), engine)
     job.warm()
+    assert engine.prepared == [(300, 110)]
     (lengths, new) = engine.asked.pop()
     assert lengths == [prompt for prompt, _ in mix(w)[:150]]
     assert new == [-(-n // 8) for _, n in mix(w)[:150]]

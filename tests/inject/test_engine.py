@@ -227,3 +227,20 @@ def test_a_reference_backend_can_be_asked_for() -> None:
     assert set(engine.backbones[0].transformer.backends.values()) == {"reference"}
     with torch.no_grad():
         torch.testing.assert_close(engine(IDS).logits, build(TINY["llama"])(IDS).logits, atol=3e-5, rtol=3e-5)
+
+
+def test_what_generation_needs_is_prepared_in_the_generator_that_calls_find() -> None:
+    engine = hasten.init_inference(build(TINY["llama"]))
+    engine.prepare(2, 9)
+    assert engine.generating is not None
+    made = engine.generating.native._generator
+    assert made is not None
+    assert [len(x.tokens) for x in engine.generate([[5, 9], [3]], max_new_tokens=3)] == [3, 3]
+    assert engine.generating.native._generator is made
+    with pytest.raises(RequestError, match="prepare: tokens=0 is not an integer"):
+        engine.prepare(2, 0)
+    engine.destroy()
+    with pytest.raises(RequestError, match="this engine is over"):
+        engine.prepare(2, 9)
+    with pytest.raises(RequestError, match="no fused decoder"):
+        hasten.init_inference(build(TINY["bert"])).prepare(2, 9)

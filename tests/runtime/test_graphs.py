@@ -12,7 +12,7 @@ from hasten.runtime.decoder import obstacle
 from hasten.runtime.runner import Runner
 from tests.runtime.models import DECODERS, transformer
 from tests.runtime.test_generator import generator, prompts
-from tests.runtime.test_steps import KINDS, Never, said
+from tests.runtime.test_steps import KINDS, Never, near, said
 from tests.tiny import TINY, build
 
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,7 @@ def test_every_way_of_choosing_is_recorded(kind: str) -> None:
     with launched, graphs:
         want = said(launched, batch, KINDS[kind])
         for _ in range(2):
-            assert said(graphs, batch, KINDS[kind]) == want
+            near(said(graphs, batch, KINDS[kind]), want)
         assert "not " not in recorded(graphs)
 
 

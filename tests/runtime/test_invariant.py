@@ -57,9 +57,9 @@ def ruled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     blocks = Transformer.blocks
 
-    def watched(self: Transformer, x: Tensor, *more: Any) -> Tensor:
+    def watched(self: Transformer, x: Tensor, *more: Any, **rows: Any) -> Tensor:
         found.append(ops.is_invariant())
-        return blocks(self, x, *more)
+        return blocks(self, x, *more, **rows)
 
     monkeypatch.setattr(Transformer, "blocks", watched)
     return found

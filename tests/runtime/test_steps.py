@@ -59,6 +59,13 @@ def said(g: Generator, batch: list[list[int]], s: Any) -> list[tuple[Any, ...]]:
     return [(x.index, x.sample, x.tokens, x.text, x.finish_reason, x.likeliest) for x in g.generate(batch, s)]
 
 
+def near(got: list[tuple[Any, ...]], want: list[tuple[Any, ...]]) -> None:
+    """The same completions, with logarithms as near: a recorded pass is padded, so that other kernels may serve it."""
+    assert [x[:-1] for x in got] == [x[:-1] for x in want]
+    for (*_, some), (*_, others) in zip(got, want, strict=True):
+        assert list(some or ()) == [pytest.approx(x, abs=1e-5) for x in others or ()]
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_tokens_of_every_decoder(name: str) -> None:
     t, batch, again = transformer(build(TINY[name])), prompts(name), Again()
@@ -93,7 +100,7 @@ def test_every_way_of_choosing(kind: str, most: int) -> None:
     with generator(t) as host, generator(t, recorder=again) as device:
         want = said(host, batch, KINDS[kind])
         for _ in range(2):
-            assert said(device, batch, KINDS[kind]) == want
+            near(said(device, batch, KINDS[kind]), want)
     assert again.done > 0
 
 
@@ -103,7 +110,7 @@ def test_ways_of_choosing_that_follow_each_other() -> None:
         for times, kind in enumerate(("greedy", "logprobs", "greedy", "penalties", "temperature")):
             s = KINDS.get(kind, [Sampling(max_new_tokens=12)] * 5)
             batch = prompts(lengths=(5, 81 - 20 * times, 1, 9, 13))  # no shape of prompts comes twice, no pool moves
-            assert said(device, batch, s) == said(host, batch, s)
+            near(said(device, batch, s), said(host, batch, s))
 
 
 def test_sequences_that_end_by_themselves_leave_those_beside_them_alone() -> None:

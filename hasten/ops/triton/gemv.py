@@ -26,12 +26,17 @@ WIDEST = 32768  # columns: a row in the registers of 16 warps, 64 numbers a thre
 
 
 @triton.jit
-def load_rows(w, n, present, columns, w_row, BLOCK: tl.constexpr):
-    """Rows n of a matrix, whole, to be read once: (len(n), BLOCK) in the matrix's dtype, zeros where not present."""
-    k = tl.arange(0, BLOCK)
-    inside = present[:, None] & (k < columns)[None, :]
-    at = n.to(tl.int64)[:, None] * w_row + k[None, :]
-    return tl.load(w + at, mask=inside, other=0.0, eviction_policy="evict_first")
+def load_rows(w, n, present, w_row, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows n of a matrix, whole, to be read once: pieces (len(n), BLOCK) in its dtype, zeros where not present."""
+    tile = ()
+    for first in tl.static_range(0, COLUMNS, BLOCK):
+        k = first + tl.arange(0, BLOCK)
+        inside = present[:, None]
+        if first + BLOCK > COLUMNS:
+            inside = inside & (k < COLUMNS)[None, :]
+        at = n.to(tl.int64)[:, None] * w_row + k[None, :]
+        tile = tile + (tl.load(w + at, mask=inside, other=0.0, eviction_policy="evict_first"),)
+    return tile
 
 
 @triton.jit
@@ -44,31 +49,74 @@ def load_numbers(vector, n, present):
 
 
 @triton.jit
-def load_norm(weight, bias, columns, offset, NORM: tl.constexpr, BLOCK: tl.constexpr):
-    """The norm's weights and biases (BLOCK,) in float32."""
-    k = tl.arange(0, BLOCK)
-    g = tl.full((BLOCK,), 1.0, tl.float32)
-    b = tl.zeros((BLOCK,), tl.float32)
-    if NORM != "none":
-        g = offset + tl.load(weight + k, mask=k < columns, other=0.0).to(tl.float32)
-        if bias is not None:
-            b = tl.load(bias + k, mask=k < columns, other=0.0).to(tl.float32)
-    return g, b
+def load_row(vector, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """A row of so many numbers, in pieces (BLOCK,) of its dtype, filled up with zeros; no pieces of no vector."""
+    row = ()
+    if vector is not None:
+        for first in tl.static_range(0, COLUMNS, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            if first + BLOCK > COLUMNS:
+                row = row + (tl.load(vector + k, mask=k < COLUMNS, other=0.0),)
+            else:
+                row = row + (tl.load(vector + k),)
+    return row
 
 
 @triton.jit
-def products(x, tile, g, b, columns, eps, NORM: tl.constexpr, BLOCK: tl.constexpr):
+def add_pairs(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def moments(x, row, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean and variance of a row in one go, around its first number: it lies at most sqrt(COLUMNS) deviations away."""
+    first = tl.load(x).to(tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(len(row)):
+        y = row[i].to(tl.float32) - first
+        if (i + 1) * BLOCK > COLUMNS:
+            y = tl.where(i * BLOCK + tl.arange(0, BLOCK) < COLUMNS, y, 0.0)
+        total += y
+        squares += y * y
+    total, squares = tl.reduce((total, squares), 0, add_pairs)
+    ahead = total / COLUMNS
+    return first + ahead, tl.maximum(squares / COLUMNS - ahead * ahead, 0.0)
+
+
+@triton.jit
+def products(x, tile, g, b, eps, NORM: tl.constexpr, OFFSET: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """(rows,): rows of a matrix times the normalised x; rms waits for no sum before the product begins."""
-    k = tl.arange(0, BLOCK)
-    y = tl.load(x + k, mask=k < columns, other=0.0).to(tl.float32)
+    row = load_row(x, COLUMNS, BLOCK)
+    mean = 0.0
     factor = 1.0
     if NORM == "layer":
-        y = tl.where(k < columns, y - tl.sum(y, 0) / columns, 0.0)
-        y = y * tl.math.rsqrt(tl.sum(y * y, 0) / columns + eps) * g + b
-    elif NORM == "rms":
-        factor = tl.math.rsqrt(tl.sum(y * y, 0) / columns + eps)
-        y = y * g
-    return tl.sum(tile.to(tl.float32) * y[None, :], 1) * factor
+        mean, variance = moments(x, row, COLUMNS, BLOCK)
+        factor = tl.math.rsqrt(variance + eps)
+    if NORM == "rms":
+        squares = tl.zeros((BLOCK,), tl.float32)
+        for i in tl.static_range(len(tile)):
+            y = row[i].to(tl.float32)
+            squares += y * y
+        factor = tl.math.rsqrt(tl.sum(squares, 0) / COLUMNS + eps)
+    sums = 0.0
+    for i in tl.static_range(len(tile)):
+        y = row[i].to(tl.float32)
+        if NORM != "none":
+            weight = g[i].to(tl.float32)
+            if OFFSET != 0.0:
+                weight += OFFSET
+            y = (y - mean) * (weight * factor) if NORM == "layer" else y * weight
+            if len(b):
+                y = y + b[i].to(tl.float32)
+        if i:
+            sums += tile[i].to(tl.float32) * y[None, :]
+        else:
+            sums = tile[i].to(tl.float32) * y[None, :]
+    total = tl.sum(sums, 1)
+    if NORM == "rms":
+        total *= factor
+    return total
 
 
 @triton.jit
@@ -82,16 +130,16 @@ def gemv(
     layer_scale,
     out,
     rows,
-    columns,
     w_row,
     eps,
-    offset,
     scale,
     softcap,
     NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
     ACT: tl.constexpr,
     GATED: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -103,13 +151,13 @@ def gemv(
         present = tl.reshape(tl.broadcast_to(inside[:, None], (ROWS, 2)), (2 * ROWS,))
     else:
         both, present = n, inside
-    tile = load_rows(w, both, present, columns, w_row, BLOCK)
-    g, b = load_norm(norm_weight, norm_bias, columns, offset, NORM, BLOCK)
+    tile = load_rows(w, both, present, w_row, COLUMNS, BLOCK)
+    g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     added = load_numbers(bias, both, present)
     stretch = load_numbers(layer_scale, n, inside)
     wait(PDL)
     kept = load_numbers(residual, n, inside)
-    a = products(x, tile, g, b, columns, eps, NORM, BLOCK) + added
+    a = products(x, tile, g, b, eps, NORM, OFFSET, COLUMNS, BLOCK) + added
     if GATED:
         a, u = tl.split(tl.reshape(a, (ROWS, 2)))
         a = gated_curve(a, u, ACT)
@@ -177,16 +225,16 @@ def _run(
             layer_scale,
             out,
             rows,
-            columns,
             w.stride(0),
             eps,
-            offset,
             scale,
             softcap,
             NORM=kind,
+            OFFSET=offset,
             ACT=act,
             GATED=gated,
             ROWS=shape.rows,
+            COLUMNS=columns,
             BLOCK=shape.block,
             num_warps=shape.warps,
             **dependent(x.device),

@@ -12,8 +12,8 @@ from hasten.ops.pages import Slots
 from hasten.ops.region import qkv
 from hasten.ops.triton.arrange import cdiv, on, served
 from hasten.ops.triton.gemv import (
-    load_norm,
     load_numbers,
+    load_row,
     load_rows,
     norm_arguments,
     one_row,
@@ -38,22 +38,22 @@ def gemv_qkv(
     keys,
     values,
     slots,
-    columns,
     w_row,
     eps,
-    offset,
     clip,
     keys_slot,
     keys_head,
     values_slot,
     values_head,
     NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     TURNING: tl.constexpr,
     PAIRING: tl.constexpr,
     PAIRS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -73,8 +73,8 @@ def gemv_qkv(
     n = head[:, None] * HEAD_DIM + tl.join(i, other)  # (pairs, 2): one sum serves both of a pair
     both = tl.reshape(n, (2 * PAIRS,))
     present = tl.reshape(tl.broadcast_to(inside[:, None], (PAIRS, 2)), (2 * PAIRS,))
-    tile = load_rows(w, both, present, columns, w_row, BLOCK)
-    g, b = load_norm(norm_weight, norm_bias, columns, offset, NORM, BLOCK)
+    tile = load_rows(w, both, present, w_row, COLUMNS, BLOCK)
+    g, b = load_row(norm_weight, COLUMNS, BLOCK), load_row(norm_bias, COLUMNS, BLOCK)
     added = load_numbers(bias, both, present)
     wait(PDL)
     slot = tl.cast(0, tl.int64)
@@ -84,7 +84,7 @@ def gemv_qkv(
         turns = inside & (j < TURNING // 2) & (head < HEADS + KV_HEADS)
         c = tl.load(cos + j, mask=turns, other=1.0).to(tl.float32)
         s = tl.load(sin + j, mask=turns, other=0.0).to(tl.float32)
-    a = products(x, tile, g, b, columns, eps, NORM, BLOCK) + added
+    a = products(x, tile, g, b, eps, NORM, OFFSET, COLUMNS, BLOCK) + added
     if clip is not None:
         a = tl.minimum(tl.maximum(a, -clip), clip)
     first, second = tl.split(tl.reshape(a, (PAIRS, 2)))
@@ -159,20 +159,20 @@ def _(
             keys,
             values,
             slots,
-            w.shape[1],
             w.stride(0),
             eps,
-            offset,
             a.clip,
             *keys.stride()[:2],
             *values.stride()[:2],
             NORM=kind,
+            OFFSET=offset,
             HEADS=a.heads,
             KV_HEADS=a.kv_heads,
             HEAD_DIM=a.head_dim,
             TURNING=turning,
             PAIRING=pairing,
             PAIRS=shape.rows,
+            COLUMNS=w.shape[1],
             BLOCK=shape.block,
             num_warps=shape.warps,
             **dependent(x.device),
