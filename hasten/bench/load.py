@@ -17,7 +17,7 @@ from hasten.bench.engines import Stand
 from hasten.bench.peers import HASTEN, PEERS
 from hasten.bench.shapes import make_empty
 from hasten.bench.timing import Job, job, timed
-from hasten.inject.joining import join
+from hasten.inject.groups import Asked, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Stored:
 @contextmanager
 def folder(stand: Stand) -> Iterator[Stored]:
     """The stand's model as transformers saves it, written by one rank for all."""
-    group = join(stand.ranks, None, None, stand.device)
+    group = join(Asked(tp_size=stand.ranks), stand.device).tensor
     with tempfile.TemporaryDirectory() as own:
         if group is None or group.rank == 0:
             stand.model.save_pretrained(own)
@@ -51,7 +51,7 @@ def bus(device: torch.device) -> float:
 def jobs(stand: Stand, path: str) -> tuple[dict[str, Job], Callable[[], None]]:
     """Loading by transformers, on the first rank alone, and by Hasten, by title; and what drops what was loaded."""
     kept: list[Any] = []
-    group = join(stand.ranks, None, None, stand.device)
+    group = join(Asked(tp_size=stand.ranks), stand.device).tensor
 
     def theirs() -> None:
         from hasten.cli.load import load_model

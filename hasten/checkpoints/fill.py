@@ -143,12 +143,14 @@ class Filling:
         """Read every tensor to `device`, where the rest of the model follows. If it fails, `undo` is to be called.
 
         who: one of several ranks. What they divide it reads its share of only, and gives them by the names of the
-        model's tensors; those keep what they hold, or, on the meta device, become zeros without memory.
+        model's tensors; those keep what they hold, or, on the meta device, become zeros without memory, and so do those
+        of which it keeps nothing.
         """
         shares: dict[tuple[str, ...], Tensor] = {}
         divided = {} if who is None else self._divided(who)
-        done = {self._group[k] for keys in divided for k in keys}
-        quiet = None if who is None or who.rank == 0 else True
+        apart = [k for keys in divided for k in keys] + ([] if who is None else sorted(who.away))
+        done = {self._group[k] for k in apart}
+        quiet = True if who is not None and who.silent else None
         bar = tqdm(total=len(self._pieces), unit="tensor", desc=self.source.origin, leave=False, disable=quiet)
         with bar, Copies(device) as copy:
             for name, value in self._made.items():
@@ -157,9 +159,8 @@ class Filling:
                 assert who is not None
                 shares[b.keys] = self._share(b, who, copy)
                 bar.update(len(b.keys))
-            for keys in divided if self.meta else ():
-                for k in keys:
-                    self._hollow(self._groups[self._group[k]], device)
+            for k in apart if self.meta else ():
+                self._hollow(self._groups[self._group[k]], device)
             for piece in self._pieces:
                 wanted = {self._group[n] for n in piece.names} - done
                 done |= wanted
@@ -212,7 +213,9 @@ class Filling:
 
     def _divided(self, who: Reader) -> dict[tuple[str, ...], Binding]:
         """What ranks read shares of, by the model's names, in the order of the source's files."""
-        known = [b for p in (self._plans or list)() for b in p.bindings if who.divides(b)]
+        known = [
+            b for p in (self._plans or list)() for b in p.bindings if who.divides(b) and who.away.isdisjoint(b.keys)
+        ]
         found = [b for b in known if all(self._group[k] in self._makers for k in b.keys)]
         order = {n: i for i, n in enumerate(self.source.entries)}
         found.sort(key=lambda b: order[self._makers[self._group[b.keys[0]]].target.sources[0]])

@@ -16,13 +16,18 @@ from hasten.weights import Binding, Split, fetch, portion, shard, share, stored,
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Rank `rank` of `size`, which keeps shares on `device` of the parameters that `divides` names."""
+    """Rank `rank` of `size`, which keeps shares on `device` of the parameters that `divides` names.
+
+    away: names of the model's tensors of which it keeps nothing. silent: another one tells how far reading has come.
+    """
 
     rank: int
     size: int
     experts: Split
     device: torch.device
     divides: Callable[[Binding], bool]
+    away: frozenset[str] = frozenset()
+    silent: bool = False
 
 
 def new_share(b: Binding, who: Reader, dtype: torch.dtype) -> Tensor:

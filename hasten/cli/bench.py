@@ -88,7 +88,7 @@ def _measure(args: argparse.Namespace) -> int:
     from hasten.bench.report import Report, machine
     from hasten.bench.targets import standard
     from hasten.bench.work import quick
-    from hasten.inject.joining import local_device
+    from hasten.inject.groups import local_device
 
     _check(args)
     quiet()

@@ -31,6 +31,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stop", action="append", default=[], help="text ends before this string; may be repeated")
     p.add_argument("--num_samples", "--num-samples", type=int, default=1, help="completions of each prompt")
     ranks.add_ranks(p)
+    p.add_argument(
+        "--pp_size",
+        "--pp-size",
+        type=int,
+        default=1,
+        metavar="P",
+        help="cut the layers into P stages",
+    )
     p.add_argument("--explain", action="store_true", help="print every decision behind the text")
 
 
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fp16 and torch_dtype(args.dtype) not in (None, torch_dtype("fp16")):
         raise ConfigError(f"--fp16 contradicts --dtype {args.dtype}")
     prompts = _prompts(args)
+    _check_stages(args.pp_size, args.num_gpus or ranks.started())
     if ranks.to_start(args):  # they get what came from standard input as arguments
         return ranks.start(args, [] if args.prompt or args.sample_input else ["--", *prompts])
     kind = load_config(args.model).model_type
@@ -59,12 +68,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--model_type {args.model_type}: {args.model} is of type {kind}")
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, "fp16" if args.fp16 else args.dtype, auto="AutoModelForCausalLM")
-    engine = hasten.init_inference(model, device=args.device, mp_size=ranks.started())
+    across = ranks.started() // args.pp_size
+    engine = hasten.init_inference(model, device=args.device, mp_size=across, pp_size=args.pp_size)
     with ranks.first_speaks():
         if args.explain:
             print(engine.explain(), file=sys.stderr)
         well = _speak(engine, tokenizer, prompts, how)
     return 0 if well else 1
+
+
+def _check_stages(stages: int, processes: int) -> None:
+    if stages < 1:
+        raise ConfigError(f"--pp_size {stages}: it must be 1 or more")
+    if processes > 0 and processes % stages:
+        raise ConfigError(f"--pp_size {stages}: it has to divide the number of GPUs, which is {processes} (--num_gpus)")
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

@@ -8,8 +8,7 @@ or calls `begin` in front of the replay; either way `settle` behind it waits for
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TypeVar
@@ -22,17 +21,24 @@ T = TypeVar("T")
 _open: ContextVar[list[Check]] = ContextVar("checks")
 
 
-@contextmanager
-def checked(checks: Iterable[Check]) -> Iterator[None]:
+class checked:
     """The call inside belongs to these checks. When it ends, they have been settled, also if it failed."""
-    begun: list[Check] = []
-    token = _open.set(begun)
-    try:
-        begun.extend(checks)
-        yield
-    finally:
-        _open.reset(token)
-        _settle(begun)
+
+    def __init__(self, checks: Iterable[Check]) -> None:
+        self._begun: list[Check] = []
+        self._checks = checks
+
+    def __enter__(self) -> None:
+        self._token = _open.set(self._begun)
+        try:
+            self._begun.extend(self._checks)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        _open.reset(self._token)
+        _settle(self._begun)
 
 
 def settle() -> None:
@@ -125,6 +131,11 @@ class Range:
 def asked(x: Tensor | None) -> bool:
     """Whether a check of the current call is about x, and a recording of that can find the answer."""
     return x is not None and any(c.about(x) for c in _ranges()) and (not x.is_cuda or _external())
+
+
+def pending() -> bool:
+    """Whether the current call has checks of its tensors."""
+    return bool(_ranges())
 
 
 def begin(besides: Tensor | None) -> None:

@@ -15,23 +15,25 @@ from torch import Tensor, nn
 from hasten.checkpoints import Filling, Plan, Reader, open_checkpoint
 from hasten.checkpoints.save import save_split
 from hasten.checkpoints.split import cuts_of
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, UnsupportedModel
 from hasten.families import FAMILIES
 from hasten.inject.adapters import merge_adapters
-from hasten.inject.attach import attach
+from hasten.inject.attach import NoFamily, attach
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.certificate import certify, settings
 from hasten.inject.checks import check_forwards, check_model, check_weights
 from hasten.inject.engine import InferenceEngine
+from hasten.inject.groups import Asked, join, local_device
+from hasten.inject.held import held
 from hasten.inject.invariance import check_fallbacks, check_invariance
-from hasten.inject.joining import Division, check_divisible, compare, in_step, join, local_device, ranks
+from hasten.inject.joining import Division, check_divisible, compare, in_step
+from hasten.inject.linears import Found, Linears, Names, find
 from hasten.inject.loan import divides, live_tensors
 from hasten.inject.options import Options
 from hasten.inject.policy import resolve_policy, validate_policy
-from hasten.inject.vocabulary import divisible
+from hasten.inject.vocabulary import divisible, leavable
 from hasten.ops.backends import load
-from hasten.parallel import Group
 from hasten.weights import Split
 
 
@@ -43,22 +45,24 @@ def init_inference(
     wanted = settings(options.certify)
     load()
     given = check_model(model)
-    group = _group(given, options)
-    division = None if group is None else Division(group, _experts(options), _device(given, options), options.dtype)
+    division = _division(given, options)
+    group = None if division is None else division.everyone
     if options.checkpoint is None:
-        return _saved(_engine(given, options, wanted, division, {}), options, group)
+        return _saved(_engine(given, options, wanted, division, {}), options)
     filling, where = None, _device(given, options) or _home(given)
     try:
         with in_step(group, where, f"comparing checkpoint={options.checkpoint!r:.80} with the model"):
-            filling = _filling(given, options, division)
-            if division is not None:
-                vocabulary = divisible(given, attach(given, resolve_policy(given, options.injection_policy, FAMILIES)))
-                home = torch.device("cpu") if filling.meta else None
-                division = replace(division, home=home, vocabulary=vocabulary)
+            filling, reader = _filling(given, options, division), None
+            described = _described(given, options, division)
+            if division is not None and described:
+                division = _of_vocabulary(division, given, described)
+                division = replace(division, home=torch.device("cpu") if filling.meta else None)
+                reader = _reader(_plans(given, options), division, where)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
             # of a live model that is divided only the shares go to the device
-            shares = filling.fill(where if filling.meta or group is None else _home(given), _reader(division, where))
-        engine = _saved(_engine(given, options, wanted, division, shares), options, group)
+            whole = where if group is None or (filling.meta and reader is not None) else _home(given)
+            shares = filling.fill(whole, reader)
+        engine = _saved(_engine(given, options, wanted, division, shares), options)
     except BaseException:
         if filling is not None:
             filling.undo()
@@ -73,20 +77,25 @@ def _filling(given: nn.Module, options: Options, division: Division | None) -> F
     filling = Filling(given, source, options.dtype, lambda: _plans(given, options))
     try:
         if not filling.meta:
-            _backbones(given, options)
+            _parts(given, options, division)
         if division is not None:
-            check_divisible((p.tower for p in _plans(given, options)), division.group.size, division.experts)
+            check_divisible((b.tower for b in _described(given, options, division)), division)
     except BaseException:
         filling.undo()
         raise
     return filling
 
 
-def _reader(division: Division | None, where: torch.device) -> Reader | None:
-    if division is None:
-        return None
-    group = division.group
-    return Reader(group.rank, group.size, division.experts, division.device or where, partial(divides, division))
+def _reader(plans: list[Plan], division: Division, where: torch.device) -> Reader:
+    """What this rank reads."""
+    away = set[str]()
+    for p in plans:
+        stages = held(p.tower, p.bindings, division)
+        away.update(k for b in p.bindings if stages is not None and not stages.here(b) for k in b.keys)
+    group, device = division.group, division.device or where
+    silent = division.everyone.rank > 0
+    divided = partial(divides, division)
+    return Reader(group.rank, group.size, division.experts, device, divided, frozenset(away), silent)
 
 
 def _engine(
@@ -97,15 +106,17 @@ def _engine(
     shares: Mapping[tuple[str, ...], Tensor],
 ) -> InferenceEngine:
     """shares: what this rank has read of what is divided, by the names of the live parameters."""
-    group = None if division is None else division.group
-    model, backbones = _seen(given, options, group, shares)
-    device, apart = _device(model, options), frozenset[int]()
+    model, backbones, found = _seen(given, options, division, shares)
+    apart, linears, device = frozenset[int](), None, _device(model, options)
     if division is not None:
-        division = replace(division, vocabulary=divisible(model, backbones))
-        tensors, bindings = live_tensors(model), [one for b in backbones for one in b.bindings]
-        apart = frozenset(id(tensors[k]) for one in bindings if divides(division, one) for k in one.keys)
-    cast = Cast(model, options.dtype, device, options.keep_originals, apart, division and division.home)
-    engine = InferenceEngine(model, options, backbones, cast, division)
+        division = _of_vocabulary(division, model, backbones)
+        apart = _apart(model, backbones, division)
+        if found is not None:
+            linears, device = Linears(model, found, division), None  # it moves the model itself, once it is divided
+    cast = Cast(
+        model, options.dtype, device, options.keep_originals, apart, None if division is None else division.home
+    )
+    engine = InferenceEngine(model, options, backbones, cast, division, linears)
     engine.start(shares)
     if wanted is not None:
         try:
@@ -118,40 +129,112 @@ def _engine(
     return engine
 
 
+def _parts(model: nn.Module, options: Options, division: Division | None) -> tuple[list[Backbone], Found | None]:
+    """The backbones that are fused; or, of several ranks, the plan by which a model without any is divided."""
+    policy = options.injection_policy or {}
+    validate_policy(model, policy)
+    family = resolve_policy(model, policy, FAMILIES)
+    names = {layer: value for layer, value in policy.items() if isinstance(value, tuple)}
+    if not options.replace_with_kernel_inject:
+        return [], None if division is None else _linearly(model, options, division, names)
+    try:
+        backbones = attach(model, family)
+    except (UnsupportedModel, ConfigError) as error:
+        if division is None or family is not None:
+            raise
+        return [], _linearly(model, options, division, names, error.why if isinstance(error, NoFamily) else str(error))
+    for b in backbones:
+        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
+        check_forwards(b.module, b.path)
+    if options.batch_invariant:
+        check_invariance(model, backbones, options.dtype, _device(model, options))
+    return backbones, None
+
+
+def _linearly(model: nn.Module, options: Options, division: Division, names: Names, instead: str = "") -> Found:
+    if options.ep_size > 1:
+        raise ConfigError(f"ep_size={options.ep_size} leaves experts whole, which takes a family that describes them")
+    if division.stages is not None:
+        raise ConfigError(f"pp_size={options.pp_size} cuts a model into stages, which takes a family that describes it")
+    return find(model, names, division.group.size, instead)
+
+
+def _described(model: nn.Module, options: Options, division: Division | None) -> list[Backbone]:
+    """The backbones of a model; none where it has no family, and ranks may find a plan for it."""
+    family = resolve_policy(model, options.injection_policy, FAMILIES)
+    try:
+        return attach(model, family)
+    except (UnsupportedModel, ConfigError):
+        if division is None or family is not None:
+            raise
+        return []
+
+
+def _of_vocabulary(division: Division, model: nn.Module, backbones: list[Backbone]) -> Division:
+    leaving = frozenset[str]() if division.place.chain is None else leavable(model, backbones)
+    return replace(division, vocabulary=divisible(model, backbones), leaving=leaving)
+
+
+def _apart(model: nn.Module, backbones: list[Backbone], division: Division) -> frozenset[int]:
+    """The ids of parameters of which this rank does not keep what the model has."""
+    tensors, found = live_tensors(model), set[int]()
+    for b in backbones:
+        stages = held(b.tower, b.bindings, division)
+        for one in b.bindings:
+            if divides(division, one) or (stages is not None and not stages.here(one)):
+                found.update(id(tensors[k]) for k in one.keys)
+    return frozenset(found)
+
+
 def _seen(
-    given: nn.Module, options: Options, group: Group | None, shares: Mapping[tuple[str, ...], Tensor]
-) -> tuple[nn.Module, list[Backbone]]:
-    """The model, without adapters, and its backbones, if every rank has found the same and can divide it."""
-    on = _device(given, options) or _home(given)
+    given: nn.Module, options: Options, division: Division | None, shares: Mapping[tuple[str, ...], Tensor]
+) -> tuple[nn.Module, list[Backbone], Found | None]:
+    """The model, without adapters, and its parts, if every rank has found the same and can divide it."""
+    on, group = _device(given, options) or _home(given), None if division is None else division.everyone
     with in_step(group, on, "looking at the model"):
         check_weights(given, shares)
-        model = merge_adapters(given, options.merge_adapters, lambda m: _backbones(m, options))
+        model = merge_adapters(given, options.merge_adapters, lambda m: _parts(m, options, None))
         if model is not given:
             check_weights(model)
-        backbones = _backbones(model, options)
-        if group is not None:
-            check_divisible((b.tower for b in backbones), group.size, _experts(options))
+        backbones, found = _parts(model, options, division)
+        if division is not None:
+            check_divisible((b.tower for b in backbones), division)
     if group is not None:
-        compare(group, on, model, [b.tower for b in backbones], {k for keys in shares for k in keys})
-    return model, backbones
+        read = {k for keys in shares for k in keys}
+        if division is not None and options.checkpoint is not None:
+            stages = [(b, s) for b in backbones if (s := held(b.tower, b.bindings, division)) is not None]
+            read |= {k for b, s in stages for one in b.bindings if s.apart(one) for k in one.keys}
+        described = [b.tower for b in backbones] if found is None else [found.plan]
+        compare(group, on, model, described, read)
+    return model, backbones, found
 
 
-def _group(model: nn.Module, options: Options) -> Group | None:
-    """The processes that hold the model together; None where this one does so alone."""
-    return join(options.tp_size, options.mpu, options.tp_group, _device(model, options) or _home(model))
+def _division(model: nn.Module, options: Options) -> Division | None:
+    """Among whom the model is divided; None where this process has it alone."""
+    device = _device(model, options)
+    place = join(_asked(options), device or _home(model))
+    if place.everyone is None:
+        return None
+    assert place.tensor is not None, "join gives a group, if of one"
+    experts: Split = "inside" if options.ep_size == 1 else "whole"
+    return Division(place.tensor, experts, device, options.dtype, place.stages, options.layers)
 
 
-def _experts(options: Options) -> Split:
-    return "inside" if options.ep_size == 1 else "whole"
+def _asked(options: Options) -> Asked:
+    return Asked(options.tp_size, options.tp_group, options.pp_size, options.pp_group, options.mpu)
 
 
-def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> InferenceEngine:
+def _saved(engine: InferenceEngine, options: Options) -> InferenceEngine:
     """The engine, its weights written where the user wants them, cut for as many ranks as there are."""
     path = options.save_mp_checkpoint_path
     if path is None:
         return engine
-    ranks = 1 if group is None else group.size
+    division, ranks = engine.division, 1
+    group = None if division is None else division.everyone
+    if division is not None:
+        ranks = division.group.size
     cuts = {n: c for b in engine.backbones for n, c in cuts_of(b.bindings, ranks).items()}
+    cuts |= {} if engine.linears is None else engine.linears.stored
     state = engine.module.state_dict()  # of all ranks
     try:
         with in_step(group, engine.cast.device or _home(engine.module), f"writing save_mp_checkpoint_path={path!r}"):
@@ -161,22 +244,6 @@ def _saved(engine: InferenceEngine, options: Options, group: Group | None) -> In
         engine.revert(force=True)
         raise
     return engine
-
-
-def _backbones(model: nn.Module, options: Options) -> list[Backbone]:
-    policy = options.injection_policy
-    if policy is not None:
-        validate_policy(model, policy)
-    family = resolve_policy(model, policy, FAMILIES)
-    if not options.replace_with_kernel_inject:
-        return []
-    backbones = attach(model, family)
-    for b in backbones:
-        options.check_masking(b.tower.causal and b.seam.kind == "decoder")
-        check_forwards(b.module, b.path)
-    if options.batch_invariant:
-        check_invariance(model, backbones, options.dtype, _device(model, options))
-    return backbones
 
 
 def _plans(model: nn.Module, options: Options) -> list[Plan]:
@@ -191,7 +258,7 @@ def _device(model: nn.Module, options: Options) -> torch.device | None:
     if options.device is not None:
         return options.device
     if here.type == "cpu" and torch.cuda.is_available() and not options.keep_module_on_host:
-        divided = ranks(options.tp_size, options.mpu, options.tp_group) > 1
+        divided = _asked(options).ranks > 1
         return local_device() if divided else torch.device("cuda", torch.cuda.current_device())
     return None
 

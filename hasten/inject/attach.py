@@ -16,6 +16,22 @@ from hasten.inject.loan import live_tensors
 from hasten.spec import Tokens, Tower
 from hasten.weights import Binding, resolve
 
+ADVICE = (
+    "Three things would work: an injection_policy that says which of the types that `hasten models` lists your class "
+    "follows ({YourLayer: a policy of hasten.module_inject.replace_policy}); mp_size=N in N processes, which divides "
+    "its linears, by the names in an injection_policy ({YourLayer: the linears to sum behind}), by transformers' "
+    "tp_plan or by a trace, whatever is there first; or replace_with_kernel_inject=False, which serves the model as it "
+    "is"
+)
+
+
+class NoFamily(UnsupportedModel):
+    """No family has the model's type. why: so, without the advice."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}. {ADVICE}")
+        self.why = why
+
 
 def attach(model: nn.Module, family: str | None = None) -> list[Backbone]:
     """A backbone per tower that the model has, ready to be installed.
@@ -24,7 +40,7 @@ def attach(model: nn.Module, family: str | None = None) -> list[Backbone]:
     """
     kind = family or getattr(getattr(model, "config", None), "model_type", None)
     if kind not in FAMILIES:
-        raise UnsupportedModel(_unsupported(model, kind))
+        raise NoFamily(_undescribed(model, kind))
     found, tensors = FAMILIES[kind], live_tensors(model)
     config = found.read(model)
     towers = found.describe(config)
@@ -101,10 +117,6 @@ def _paths(family: Family) -> str:
     return ", ".join(" or ".join(p or "the base model" for p in s.path) for s in family.seams.values())
 
 
-def _unsupported(model: nn.Module, kind: str | None) -> str:
+def _undescribed(model: nn.Module, kind: str | None) -> str:
     what = f"model type {kind!r}" if kind else f"{type(model).__name__}, which has no transformers config"
-    return (
-        f"no family describes {what}. Three things would work: a model of one of the types that `hasten models` lists; "
-        "an injection_policy that says which of them your class follows ({YourLayer: a policy of "
-        "hasten.module_inject.replace_policy}); or replace_with_kernel_inject=False, which serves the model as it is"
-    )
+    return f"no family describes {what}"

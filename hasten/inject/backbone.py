@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from operator import contains
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,22 @@ from torch import Tensor, nn
 
 from hasten.errors import RequestError
 from hasten.families.family import Seam
-from hasten.inject.ahead import settle
+from hasten.inject.ahead import pending, settle
 from hasten.inject.calls import CALLS
 from hasten.inject.captured import Graphs
+from hasten.inject.early import Guess, current, let_go
+from hasten.inject.held import held
 from hasten.inject.hf_cache import CACHE, heads, spelled
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
 from hasten.inject.vocabulary import Vocabulary
 from hasten.model import Transformer
 from hasten.parallel import ALONE
-from hasten.spec import Tower
-from hasten.weights import Binding, local
+from hasten.spec import Tokens, Tower
+from hasten.weights import Binding, local, part, renamed
 
 if TYPE_CHECKING:
-    from hasten.inject.certificate import Watch
+    from hasten.inject.watch import Watch
 
 Arguments = dict[str, Any]
 
@@ -51,6 +54,7 @@ class Backbone:
         self._spelling = Spelling(self.signature)
         self.path = next(n for n, m in model.named_modules() if m is module)  # of the module in the model
         self.loan: Loan | None = None
+        self.here = range(len(tower.blocks))  # the blocks of this stage
         self.division: Division | None = None
         self.graphs: Graphs | None = None
         self.skip_padding = False
@@ -67,7 +71,8 @@ class Backbone:
         shares: what this rank has read of them, by the names of the live parameters.
         """
         self.division = division
-        self.loan = Loan(self.model, self.bindings, division, shares)
+        self.here = range(len(self.tower.blocks)) if division is None else division.blocks(self.tower)
+        self.loan = Loan(self.model, self.bindings, division, shares, held(self.tower, self.bindings, division))
 
     def install(self, backend: str | None = None, graphs: bool = True, skip_padding: bool = False) -> None:
         """Borrow the weights and answer the module's calls; `backend` forces one for every op.
@@ -80,14 +85,15 @@ class Backbone:
         self.skip_padding = skip_padding
         self.call = CALLS[self.seam.kind]
         division = self.division
-        self.graphs = Graphs() if graphs else None
+        staged = division is not None and division.place.chain is not None  # what they exchange is in no recording
+        self.graphs = Graphs() if graphs and not staged else None
         own = self.tower
         if division is not None:
-            own = local(own, division.group.rank, division.group.size, division.experts)
+            own = part(local(own, division.group.rank, division.group.size, division.experts), self.here)
         self.loan.take()
         everywhere = {} if backend is None else dict.fromkeys(range(len(own.blocks)), backend)
         place = ALONE if division is None else division.place
-        self.transformer = Transformer(own, self.loan.weights, everywhere, place)
+        self.transformer = Transformer(own, self._lent(), everywhere, place)
         self._inner = [m for n, m in self.module.named_modules() if n and not self.seam.kept(n)]
         self._hooks = [h for m in self._inner for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._own = Attributes([] if self.tower.causal else self._inner)  # a decoder's step would feel that search
@@ -102,9 +108,10 @@ class Backbone:
             self.module.register_load_state_dict_pre_hook(self._before_load),
             self.module.register_load_state_dict_post_hook(self._after_load),
         ]
-        if division is not None and division.vocabulary:
+        if division is not None and (division.vocabulary or division.leaving):
             self.vocabulary = Vocabulary(self, division)
             self.vocabulary.install()
+            self._own = Attributes([m for m in self._own.modules if m not in self.vocabulary])
 
     def remove(self) -> None:
         """Give the weights back and the module its own forward."""
@@ -123,9 +130,22 @@ class Backbone:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers: ours where it can, else the model's own."""
+        with self.guess(args, kwargs, pending()):
+            return self._answer(args, kwargs)
+
+    def guess(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], checked: bool) -> AbstractContextManager[Any]:
+        """Around a call with these arguments: begins what such a call was before. checked: whether ids are."""
+        if self.graphs is None or not self.call.ahead or current(self.graphs) is not None:
+            return nullcontext()
+        arguments = self.arguments(args, kwargs)
+        ids = isinstance(self.tower.embed, Tokens) and arguments.get("input_ids") is not None
+        return Guess(self.graphs, arguments, checked and ids)
+
+    def _answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         arguments = self.arguments(args, kwargs)
         why = self.unfit(arguments, self.call.knows) or self.call.unfit(arguments)
         if why is not None:
+            let_go(self.graphs)
             return self.detour(why, args, kwargs)
         if not self.call.ahead:
             settle()
@@ -174,17 +194,22 @@ class Backbone:
         return output
 
     def _check_cache(self, arguments: Arguments, detour: str | None) -> None:
-        """RequestError for a cache of one rank's heads in a call that is a detour, or of all heads in one of ours."""
+        """RequestError for a cache of one rank's part in a call that makes a detour, or a whole one in one of ours."""
         if self.division is None:
             return
-        serving = self.tower if detour else self.transformer.tower
-        held, needed = heads(arguments.get(CACHE)), serving.blocks[0].attention.kv_heads
-        if held not in (None, needed):
-            goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
-            raise RequestError(
-                f"the cache holds {held} key-value heads, and this call needs {needed}, since it {goes}: the "
-                "model's own keeps all heads, the fused backbone its rank's. Begin with a new cache where calls change"
-            )
+        layers, at = (self.tower.blocks, count()) if detour else (self.transformer.tower.blocks, iter(self.here))
+        found = heads(arguments.get(CACHE))
+        for i, attention in zip(at, (b.attention for b in layers), strict=False):
+            needed = attention.kv_heads, attention.head_dim
+            held = found.get(i, needed)
+            if held != needed:
+                lacks = f"{held[0]} key-value heads" if held[1] == needed[1] else "the layers of one stage"
+                goes = f"goes to the model's own forward ({detour})" if detour else "is the fused backbone's"
+                raise RequestError(
+                    f"the cache holds {lacks}, and this call needs {needed[0]} in every layer, since it {goes}: that "
+                    "one keeps all heads of all layers, and the fused backbone those of its rank. Begin with a new "
+                    "cache where calls change"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """`module.to(...)` and its like: the weights move, and are borrowed again."""
@@ -193,8 +218,14 @@ class Backbone:
         if self.graphs is not None:
             self.graphs.clear()
         t = self.transformer
-        self.transformer = Transformer(t.tower, self.loan.weights, t.backends, t.place)
+        self.transformer = Transformer(t.tower, self._lent(), t.backends, t.place)
         return self.module
+
+    def _lent(self) -> Mapping[str, Tensor]:
+        """The weights by the names that they have in the tower that is computed here."""
+        assert self.loan is not None
+        w = self.loan.weights
+        return w if self.loan.held is None else renamed(w, self.here)
 
     def _fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         assert self.loan is not None
@@ -240,11 +271,11 @@ class Attributes:
     """What modules hold on their instances, looked up in all of them in a few microseconds."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._modules = modules
+        self.modules = modules
         self._held = [m.__dict__ for m in modules]
 
     def __reduce__(self) -> Any:
-        return type(self), (self._modules,)  # a deep copy of a module has a dict that no copy of its own dict is
+        return type(self), (self.modules,)  # a deep copy of a module has a dict that no copy of its own dict is
 
     def any(self, name: str) -> bool:
         return any(map(contains, self._held, repeat(name)))

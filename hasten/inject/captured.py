@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.inject.ahead import Extremes, asked, begin, settle, tell
+from hasten.inject.early import Note, current
 from hasten.ops.table import forced
 from hasten.ops.workspace import Workspace
 
@@ -51,7 +52,8 @@ class Recording:
     replay: Callable[[], None]
     extremes: Extremes | None  # of the first input
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def begin(self, inputs: Tensors) -> None:
+        """Copy the inputs to where the recording reads them, and replay it."""
         mine, given = ([t for t in each if t is not None] for each in (self.inputs, inputs))
         if len(mine) == 1:
             mine[0].copy_(given[0])  # images are large, and a program of the other copies 65,536 numbers
@@ -59,6 +61,9 @@ class Recording:
             # one launch where dtypes are the same
             torch._foreach_copy_(mine, given)  # pyright: ignore[reportPrivateImportUsage]
         self.replay()
+
+    def end(self) -> Tensors:
+        """Copies of what the replay leaves."""
         return tuple(None if t is None else t.clone() for t in self.outputs)
 
 
@@ -69,7 +74,7 @@ class Lane:
     lock: is held until a replay's extremes have been read, which the next replay overwrites.
     """
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     workspace: Workspace = field(default_factory=Workspace)
     pool: Any = None
     first: Callable[[], None] | None = None  # a pool whose last graph goes is gone, and none can be recorded into it
@@ -83,14 +88,22 @@ class Graphs:
         self._lock = threading.Lock()
         self._calls: OrderedDict[Hashable, Recording | str | None] = OrderedDict()  # a text: why it cannot be recorded
         self._lanes: dict[Hashable, Lane] = {}
+        self.notes: dict[Hashable, Note] = {}  # by what calls look like
 
     def __reduce__(self) -> Any:
         return type(self), (self._record, self._limit)  # a copy of the model records its own calls
 
-    def __call__(self, compute: Compute, inputs: Tensors, kind: Hashable = None, lane: Hashable = None) -> Tensors:
+    def __call__(
+        self,
+        compute: Compute,
+        inputs: Tensors,
+        kind: Hashable = None,
+        lane: Hashable = None,
+        reads: Iterable[nn.Module] = (),
+    ) -> Tensors:
         """compute(*inputs), which has to depend on nothing but its inputs, `kind`, and memory that stays in place.
 
-        lane: the stream that this call runs on.
+        lane: the stream that this call runs on. reads: modules whose tensors are of that memory.
         """
         first = inputs[0] if asked(inputs[0]) else None
         key = (kind, lane, first is not None, forced(), tuple(map(_shape, inputs)))
@@ -107,7 +120,12 @@ class Graphs:
                 if not isinstance(found, Recording):
                     with own.workspace:
                         return compute(*inputs)
-                outputs = found(inputs)
+                guess = current(self)
+                if guess is None or not guess.right(key, inputs):
+                    found.begin(inputs)
+                    if guess is not None and (first is not None or not guess.checked):  # else the device is asked first
+                        guess.learn(key, inputs, found, own, tuple(t.detach() for t in tensors(reads)))
+                outputs = found.end()
             if first is not None and found.extremes is not None:
                 tell(first, found.extremes.read())
         return outputs
@@ -127,7 +145,7 @@ class Graphs:
     def _recorded(self, compute: Compute, inputs: Tensors, lane: Lane, checked: bool) -> Recording | str:
         """A recording, or why there is none: only the attempt shows whether a model's own code waits for the device."""
         with torch.inference_mode(False):
-            mine = tuple(None if t is None else torch.empty_like(t).copy_(t) for t in inputs)
+            mine = tuple(None if t is None else torch.empty_like(t).copy_(t.detach()) for t in inputs)
             extremes = Extremes(mine[0], recorded=True) if checked and mine[0] is not None else None
         work = compute if extremes is None else extremes.beside(compute)
         try:
@@ -154,6 +172,11 @@ class Graphs:
         with self._lock:
             self._calls.clear()
             self._lanes.clear()
+            self.notes.clear()
+
+    def stream(self, inputs: Tensors) -> Hashable:
+        """`lane_of`."""
+        return lane_of(inputs)
 
     @property
     def recorded(self) -> int:
@@ -165,7 +188,7 @@ class Graphs:
         return tuple(dict.fromkeys(v for v in self._calls.values() if isinstance(v, str)))
 
 
-def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules: Iterable[nn.Module]) -> Tensors:
+def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules: Sequence[nn.Module]) -> Tensors:
     """compute(*inputs), replayed where that can be. `modules` are the model's own that it runs.
 
     What they are and where their tensors lie is a part of what a recording depends on, and is looked up at every call;
@@ -176,7 +199,7 @@ def run(b: Backbone, compute: Compute, inputs: Tensors, kind: Hashable, modules:
     if b.graphs is None or own is None:
         settle()
         return compute(*inputs)
-    outputs = b.graphs(compute, inputs, (kind, own, tuple(b.transformer.backends.items())), lane)
+    outputs = b.graphs(compute, inputs, (kind, own, tuple(b.transformer.backends.items())), lane, modules)
     settle()
     return outputs
 
@@ -186,7 +209,9 @@ def lane_of(inputs: Iterable[Tensor | None]) -> Hashable:
     given = [t for t in inputs if t is not None]
     if not all(t.is_cuda for t in given) or torch.cuda.is_current_stream_capturing():
         return None
-    return None if torch.is_autocast_enabled("cuda") else torch.cuda.current_stream(given[0].device).cuda_stream
+    if torch.is_autocast_enabled("cuda"):
+        return None
+    return torch._C._cuda_getCurrentRawStream(given[0].get_device())  # current_stream makes an object of it, at leisure
 
 
 def held(modules: Iterable[nn.Module]) -> tuple[Hashable, ...] | None:
@@ -205,6 +230,12 @@ def held(modules: Iterable[nn.Module]) -> tuple[Hashable, ...] | None:
                     return None
                 found.append(t.data_ptr())
     return tuple(found)
+
+
+def tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The parameters and buffers of modules and of all within."""
+    held = (t for outer in modules for m in within(outer) for t in (*m._parameters.values(), *m._buffers.values()))
+    return (t for t in held if t is not None)
 
 
 def within(module: nn.Module) -> Iterator[nn.Module]:

@@ -9,7 +9,6 @@ to the model's own forward. Either is said in the certificate.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,54 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hasten import ops
 from hasten.errors import ConfigError
 from hasten.inject.backbone import Backbone
 from hasten.inject.probe import probe
 from hasten.inject.requests import check_tensors
-from hasten.model import Transformer
-from hasten.model.block import block
-from hasten.model.context import Dense
-from hasten.model.layer import Layer, layer
-from hasten.spec import Moe
+from hasten.inject.watch import BlockReport, OutputReport, Watch
 
 if TYPE_CHECKING:
     from hasten.inject.engine import InferenceEngine
 
 SETTINGS = ("inputs", "seed", "factor")
 FACTOR = 2.0  # how often the yardstick a fused block may lose: other orders of summation lose differently
-FLOORS = {
-    torch.float32: 2e-6,  # 16 roundings of 2^-24, relative, where the references happen to lose nothing
-    torch.float16: 1e-3,  # two roundings of 2^-11
-    torch.bfloat16: 8e-3,  # two roundings of 2^-8
-}
-"""Relative root mean square error that is always allowed to a block, by dtype."""
-
-ASTRAY = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
-"""How far an original may be from the truth, relatively, before the description is held to be wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockReport:
-    """Relative root mean square errors of one block's change to its input, against the wide truth."""
-
-    tower: str
-    index: int
-    fused: float
-    reference: float
-    allowed: float
-    fell_back: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OutputReport:
-    """The last hidden state of one backbone against the wide truth: relative errors, fused and original."""
-
-    tower: str
-    fused: float
-    original: float
-    allowed: float
-    gave_way: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,80 +110,6 @@ def settings(asked: bool | Mapping[str, Any]) -> dict[str, Any] | None:
     if unknown:
         raise ConfigError(f"certify has no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
     return dict(asked)
-
-
-class Watch:
-    """Sits in a backbone during one probe: measures its blocks, and keeps its last hidden states."""
-
-    def __init__(self, b: Backbone, factor: float, seen: Tensor | None) -> None:
-        self.b, self.factor, self.seen = b, factor, seen
-        self.name = b.path or type(b.module).__name__
-        self.routes = any(isinstance(s.mlp, Moe) for s in b.tower.blocks)
-        self.reports: list[BlockReport] = []
-        self.measures = True
-        self.truth: Tensor | None = None
-        self.last: dict[str, Tensor] = {}
-
-    @property
-    def fallen(self) -> list[int]:
-        return [r.index for r in self.reports if r.fell_back]
-
-    def blocks(self, x: Tensor, ctx: Dense) -> None:
-        """Measure every block on the truth's hidden states; ones that lose too much fall back."""
-        if not self.measures:
-            return
-        t, wide = self.b.transformer, torch.float64 if x.dtype == torch.float32 else torch.float32
-        h = x.to(wide)
-        for i in range(len(t.layers)):
-            given = h.to(x.dtype)
-            with ops.use("reference"):
-                h = block(_widened(t, i, wide), i, given.to(wide), ctx)
-                plain = block(t.layers[i], i, given, ctx)
-            fused = t.block(i, given, ctx)
-            lost, native = (self._error(y, h, h - given.to(wide)) for y in (fused, plain))
-            allowed = self.factor * native + FLOORS[x.dtype]
-            fell = self._agreed(not lost <= allowed)  # NaN falls back too
-            if fell:
-                t.backends[i] = "reference"
-            self.reports.append(BlockReport(self.name, i, lost, native, allowed, fell))
-        with ops.use("reference"):
-            self.truth = t.finish(h)
-
-    def output(self) -> OutputReport:
-        """The whole backbone's verdict; one that lost too much leaves its calls to the model's own forward."""
-        assert self.truth is not None
-        fused, original = (self._error(self.last[k], self.truth, self.truth) for k in ("fused", "original"))
-        dtype = self.last["fused"].dtype
-        # rounding errors of blocks add up in quadrature; both runs may do so in different directions
-        allowed = self.factor * original + FLOORS[dtype] * math.sqrt(len(self.b.tower.blocks))
-        gave_way = self._agreed(not fused <= allowed or not original <= ASTRAY[dtype])
-        if gave_way:
-            self.b.bypass = "the certificate refused the fused backbone"
-        return OutputReport(self.name, fused, original, allowed, gave_way)
-
-    def _agreed(self, verdict: bool) -> bool:
-        """What rank 0 has found, where several ranks share the blocks."""
-        over = self.b.transformer.place.over
-        return verdict if over is None else over.share(verdict)
-
-    def _error(self, y: Tensor, truth: Tensor, scale: Tensor) -> float:
-        """Root mean square of y - truth, relative to that of `scale`, over tokens that are no padding.
-
-        Where experts are chosen it is the median token's: one rounding decides between two experts that score alike,
-        and either choice is right for that token.
-        """
-        lost = y.to(truth.dtype) - truth
-        if self.seen is not None and self.seen.shape == lost.shape[:2]:
-            lost, scale = lost[self.seen], scale[self.seen]
-        squares = lost.square().mean(-1)
-        typical = squares.median() if self.routes else squares.mean()
-        return float(typical.sqrt() / scale.square().mean().sqrt().clamp(min=1e-30))
-
-
-def _widened(t: Transformer, i: int, dtype: torch.dtype) -> Layer:
-    """Block i with weights of its own, which are to go before the next block's are made."""
-    own = {k: v.to(dtype) for k, v in t.weights.items() if k.startswith(f"blocks.{i}.")}
-    return layer(t.tower.blocks[i], own, i, t.place.over)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def _ending(y: Tensor, m: ops.Matrix, residual: Tensor, a: Around) -> list[Call]
 
 def _head(t: Transformer, x: Tensor) -> list[Call]:
     h, e = t.tower.head, t.tower.embed
-    if h is None or not isinstance(e, Tokens) or e.projection is not None:
+    if not t.place.last or h is None or not isinstance(e, Tokens) or e.projection is not None:
         return []
     matrix = ops.Matrix(t.weights["tokens" if h.tied else "head.weight"], t.weights.get("head.bias"))
     return [(ops.head, (x, t.final_norm, matrix, h))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from hasten.inject.ahead import checked
 from hasten.inject.backbone import Backbone
 from hasten.inject.cast import Cast
 from hasten.inject.joining import Division, in_step, share_draws
+from hasten.inject.linears import Linears
 from hasten.inject.live import LiveGenerate
 from hasten.inject.native import Native
 from hasten.inject.options import Options
@@ -37,12 +38,13 @@ class InferenceEngine(nn.Module):
         backbones: list[Backbone],
         cast: Cast,
         division: Division | None = None,
+        linears: Linears | None = None,
     ) -> None:
         super().__init__()
-        self.division = division
+        self.division, self.linears = division, linears
         self.module, self.options, self.backbones, self.cast = module, options, backbones, cast
         self.certificate: Certificate | None = None
-        self.notes: list[str] = list(options.notes)
+        self.notes: list[str] = [*options.notes, *(() if linears is None else linears.found.notes)]
         self._trained = [m for m in module.modules() if m.training]
         self._times: list[float] | None = None
         self.generating = self._generating()
@@ -54,12 +56,14 @@ class InferenceEngine(nn.Module):
 
         shares: what this rank has read of parameters that ranks divide, by their names in the model.
         """
-        group = None if self.division is None else self.division.group
+        group = None if self.division is None else self.division.everyone
         for b in self.backbones:
             b.lend(self.division, shares)
         try:
             with in_step(group, self._where, "taking a share of the model"):
                 self._install()
+            if self.linears is not None:
+                self.linears.install()
         except BaseException:
             self._remove()
             raise
@@ -89,9 +93,12 @@ class InferenceEngine(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""
         self._check_live()
-        first = {"input_ids": args[0]} if args else {}
-        with self._timed(), checked(begin_checks({**first, **kwargs}, self.backbones)):
-            return self.module(*args, **kwargs)
+        given = {"input_ids": args[0], **kwargs} if args else kwargs
+        model = self._modules["module"]  # not by __getattr__, for the time
+        assert model is not None
+        early = next((b.guess(args, kwargs, True) for b in self.backbones if b.module is model), nullcontext())
+        with self._timed(), early, checked(begin_checks(given, self.backbones)):
+            return model(*args, **kwargs)
 
     def generate(
         self, inputs: Any = None, sampling: Sampling | Sequence[Sampling] | None = None, *args: Any, **kwargs: Any
@@ -118,7 +125,7 @@ class InferenceEngine(nn.Module):
         model: Any = self.module
         answers = self.generating is not None and self.generating.installed  # it shares them itself
         if self.division is not None and not answers:
-            share_draws(self.division.group)
+            share_draws(self.division.everyone)
         with self._timed():
             return model.generate(*(() if inputs is None else (inputs,)), *positional, **kwargs)
 
@@ -201,6 +208,8 @@ class InferenceEngine(nn.Module):
                 f"{self.cast.narrowed[0]} first: pass keep_originals=True to init_inference to keep them, or "
                 "revert(force=True) to take the values that are left"
             )
+        if self.linears is not None:
+            self.linears.remove()
         self._remove()
         self.live = False
         return self.module
@@ -251,14 +260,14 @@ class InferenceEngine(nn.Module):
         for m in self._trained:
             m.training = True
 
+    def _timed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._times is None else self._measured(self._times)
+
     @contextmanager
-    def _timed(self) -> Iterator[None]:
-        if self._times is None:
-            yield
-            return
+    def _measured(self, times: list[float]) -> Iterator[None]:
         wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
         wait()
         start = time.perf_counter()
         yield
         wait()
-        self._times.append((time.perf_counter() - start) * 1e3)
+        times.append((time.perf_counter() - start) * 1e3)

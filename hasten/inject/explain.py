@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from hasten.inject.backbone import Backbone
 from hasten.inject.choices import choices
+from hasten.inject.linears import Linears, alike
+from hasten.inject.linears.matrices import LAYOUTS
 
 if TYPE_CHECKING:
     from hasten.inject.engine import InferenceEngine
@@ -27,6 +29,7 @@ class BackboneReport:
     type: str
     kind: str
     blocks: int
+    here: range  # the blocks of this rank's stage
     orders: tuple[str, ...]
     dialect: str
     weight_bytes: int
@@ -63,12 +66,38 @@ class GenerateReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearsReport:
+    """A model whose linears alone are divided among ranks."""
+
+    source: str
+    rank: int
+    ranks: int
+    cut: tuple[str, ...]  # kinds of parameters of which a rank holds a part; numbers of layers left open
+    met: tuple[str, ...]  # kinds of modules behind which ranks exchange, and what
+    counts: tuple[str, ...]  # integers that were changed
+    weight_bytes: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"linears only, by {self.source}: {len(self.cut)} kinds of parameters are divided",
+                f"  weights {self.weight_bytes / 2**20:,.1f} MiB on rank {self.rank} of {self.ranks}",
+                f"  a part of: {', '.join(self.cut)}",
+                f"  ranks meet behind: {', '.join(self.met)}",
+                *([f"  counts that were changed: {', '.join(self.counts)}"] if self.counts else []),
+                "  calls: all by the model's own forward",
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     model: str
     dtype: str
     device: str
     backbones: tuple[BackboneReport, ...]
     generate: GenerateReport | None  # None: it is transformers' alone
+    linears: LinearsReport | None  # None: it is not divided so
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -76,6 +105,7 @@ class Explanation:
         for b in self.backbones:
             lines += [
                 f"{b.path} ({b.type}), a {b.kind}: {b.blocks} blocks ({', '.join(b.orders)}), weights as {b.dialect}",
+                *([f"  blocks {b.here.start}-{b.here.stop - 1} on this rank"] if len(b.here) < b.blocks else []),
                 f"  weights {b.weight_bytes / 2**20:,.1f} MiB"
                 + (f" on rank {b.rank} of {b.ranks}" if b.ranks > 1 else "")
                 + ", shared with the model"
@@ -87,7 +117,9 @@ class Explanation:
             ]
         if self.generate is not None:
             lines.append(str(self.generate))
-        if not self.backbones:
+        if self.linears is not None:
+            lines.append(str(self.linears))
+        elif not self.backbones:
             lines.append("no backbone is fused: the model serves its calls itself")
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
@@ -101,7 +133,22 @@ def explain(engine: InferenceEngine) -> Explanation:
         device=str(first.device),
         backbones=tuple(_backbone(b, invariant) for b in engine.backbones) if engine.live else (),
         generate=_generate(engine.generating) if engine.live and engine.generating is not None else None,
+        linears=_linears(engine.linears) if engine.live and engine.linears is not None else None,
         notes=tuple(engine.notes),
+    )
+
+
+def _linears(linears: Linears) -> LinearsReport:
+    plan, group = linears.plan, linears.division.group
+    own = {layout.counts for layout in LAYOUTS.values()}
+    return LinearsReport(
+        source=plan.source,
+        rank=group.rank,
+        ranks=group.size,
+        cut=tuple(dict.fromkeys(alike(c.name) for c in plan.cuts)),
+        met=tuple(dict.fromkeys(f"{alike(s.path)} ({s.kind})" for s in plan.seams)),
+        counts=tuple(dict.fromkeys(str(n) for n in plan.counts if not any(n.name in names for names in own))),
+        weight_bytes=linears.bytes,
     )
 
 
@@ -117,16 +164,17 @@ def _backbone(b: Backbone, invariant: bool) -> BackboneReport:
         path=b.path or "the model",
         type=type(b.module).__name__,
         kind=b.seam.kind,
-        blocks=len(t.tower.blocks),
-        orders=tuple(dict.fromkeys(s.order for s in t.tower.blocks)),
+        blocks=len(b.tower.blocks),
+        here=b.here,
+        orders=tuple(dict.fromkeys(s.order for s in b.tower.blocks)),
         dialect=b.bindings[0].dialect.name,
         weight_bytes=sum({w.data_ptr(): w.numel() * w.element_size() for w in t.weights.values()}.values()),
-        rank=0 if b.division is None else b.division.group.rank,
-        ranks=1 if b.division is None else b.division.group.size,
+        rank=0 if b.division is None else b.division.everyone.rank,
+        ranks=1 if b.division is None else b.division.everyone.size,
         emptied=len(b.loan.emptied),
         one_token=choices(t, 1, paged, invariant),
         many_tokens=choices(t, MANY, paged, invariant),
-        fallbacks=tuple(f"block {i}: {name}" for i, name in sorted(t.backends.items())),
+        fallbacks=tuple(f"block {b.here[i]}: {name}" for i, name in sorted(t.backends.items())),
         calls=b.calls,
         detours=tuple(Counter(b.detours).most_common()),
     )

@@ -19,14 +19,18 @@ BY_POSITION = "cache_position" in inspect.signature(Cache.get_mask_sizes).parame
 
 
 class HfStore:
-    """Appends `count` tokens behind `past` ones to each layer of a Cache, of whatever kind it is."""
+    """Appends `count` tokens behind `past` ones to each layer of a Cache, of whatever kind it is.
 
-    def __init__(self, cache: Any, past: int, count: int, device: torch.device) -> None:
-        self.cache, self.count = cache, count
+    here: which of the cache's layers are the store's, counted from 0 again.
+    """
+
+    def __init__(self, cache: Any, past: int, count: int, device: torch.device, here: range) -> None:
+        self.cache, self.count, self.here = cache, count, here
         self.kept: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         self.where = torch.arange(past, past + count, device=device)
 
     def update(self, i: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        i = self.here[i]
         _, first = self.kept.get_mask_sizes(self.where if BY_POSITION else self.count, i)
         arguments = {"cache_position": self.where}
         keys, values = self.kept.update(k.transpose(1, 2), v.transpose(1, 2), i, arguments)
@@ -35,6 +39,7 @@ class HfStore:
     def remember(self, i: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         if not isinstance(self.cache, EncoderDecoderCache):
             return make()
+        i = self.here[i]
         crossed: Any = self.cache.cross_attention_cache
         if self.cache.is_updated.get(i):
             return crossed.layers[i].keys.transpose(1, 2), crossed.layers[i].values.transpose(1, 2)
@@ -43,17 +48,29 @@ class HfStore:
         self.cache.is_updated[i] = True
         return k, v
 
+    def stand_in(self, layers: int, like: Tensor) -> None:
+        """Give the layers that another stage keeps, of so many, entries as long as the others, with nothing in them.
+
+        like (batch, tokens, ...): of the dtype and on the device of keys. transformers reads a cache's length off them.
+        """
+        for i in (i for i in range(layers) if i not in self.here):
+            held: Any = getattr(self.kept.layers[i], "keys", None) if i < len(self.kept.layers) else None
+            there = isinstance(held, Tensor) and held.ndim == 4
+            heads, dim = (held.shape[1], held.shape[3]) if there else (1, 1)
+            nothing = like.new_zeros(1).expand(len(like), heads, self.count, dim)
+            self.kept.update(nothing, nothing, i, {"cache_position": self.where})
+
 
 def length(cache: Cache | None) -> int:
     """Tokens that a cache holds already."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def heads(cache: Any) -> int | None:
-    """Key-value heads of the first layer that a cache holds; None: it holds nothing yet, or does not tell."""
+def heads(cache: Any) -> dict[int, tuple[int, int]]:
+    """Key-value heads and their width in each layer that a cache holds something of, as far as it tells."""
     kept = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-    keys = next((getattr(layer, "keys", None) for layer in getattr(kept, "layers", ())), None)
-    return keys.shape[1] if isinstance(keys, Tensor) and keys.ndim == 4 else None
+    keys: list[Any] = [getattr(layer, "keys", None) for layer in getattr(kept, "layers", ())]
+    return {i: (k.shape[1], k.shape[3]) for i, k in enumerate(keys) if isinstance(k, Tensor) and k.ndim == 4}
 
 
 def spelled(arguments: dict[str, Any]) -> dict[str, Any]:

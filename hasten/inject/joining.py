@@ -1,31 +1,20 @@
-"""Which processes hold the model together, found or brought together, and whether all of them hold the same one."""
+"""Whether all processes that hold a model together hold the same one, and how they divide it."""
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakSet
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from hasten.errors import ConfigError, HastenError, WeightError
-from hasten.inject.kinds import world_size
-from hasten.parallel import Group, Place, Processes
-from hasten.parallel.symmetric import closest
+from hasten.errors import HastenError, WeightError
+from hasten.parallel import Chain, Group, Place
 from hasten.spec import Tower
-from hasten.weights import Split, check
+from hasten.weights import Cuts, Split, check, counted, cut
 
-GROUPS = ("get_model_parallel_group", "get_tensor_model_parallel_group")
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCH = "start the script with `hasten run --num_gpus {} script.py`, torchrun or DeepSpeed's launcher"
-_joined: WeakSet[Processes] = WeakSet()
 SAID = 1000  # bytes of an error that the other ranks hear
 COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values", "the description of the layers")
 
@@ -34,114 +23,47 @@ COMPARED = ("the parameters' names, shapes and dtypes", "the parameters' values"
 class Division:
     """Among whom a model is divided, how its experts are, and where this rank keeps its share (None: as the model).
 
-    home: where whole tensors go when they are wanted again (None: where the model had them). vocabulary: the slots
-    of the vocabulary's parameters that are divided too.
+    group: the ranks that divide every layer. stages: those that hold layers one after the other. layers: how many
+    blocks each stage has, where the user says. home: where whole tensors go when they are wanted again (None: where
+    the model had them). Slots of the vocabulary's parameters: `vocabulary` are divided too, `leaving` are left to the
+    stages that read them.
     """
 
     group: Group
     experts: Split = "inside"
     device: torch.device | None = None
     dtype: torch.dtype | None = None
+    stages: Chain | None = None
+    layers: tuple[int, ...] | None = None
     home: torch.device | None = None
     vocabulary: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
 
     @property
     def place(self) -> Place:
-        return Place(self.group)
+        return Place(self.group, self.stages)
+
+    @property
+    def everyone(self) -> Group:
+        """All ranks that hold the model together."""
+        return self.place.everyone or self.group
+
+    def cuts(self, t: Tower) -> Cuts:
+        """The blocks of each stage."""
+        if self.layers is not None:
+            return counted(t, self.layers)
+        return cut(t, 1 if self.stages is None else self.stages.size)
+
+    def blocks(self, t: Tower) -> range:
+        """Those of this one."""
+        return self.cuts(t)[0 if self.stages is None else self.stages.rank]
 
 
-def ranks(size: int, mpu: Any, group: Any) -> int:
-    """How many processes hold the model together, as far as the options say."""
-    return max(size, 1 if mpu is None else world_size(mpu), 1 if group is None else world_size(group))
-
-
-def join(size: int, mpu: Any, group: Any, on: torch.device) -> Group | None:
-    """The processes that `size`, a model-parallel unit or a group names, None where this one is alone.
-
-    on: the kind of device that the model computes on. torch.distributed is initialised if nobody has done so. Raises
-    ConfigError where the processes are not there, or cannot exchange what lies on such a device.
-    """
-    if ranks(size, mpu, group) == 1:
-        return None
-    found = _given(mpu, group) or _world(size, on.type)
-    if dist.get_rank(found) < 0:
-        raise ConfigError(f"rank {dist.get_rank()} is no member of the group that tensor_parallel names")
-    _check_backend(found, on.type)
-    joined = closest(found, on)
-    _joined.add(joined)
-    return joined
-
-
-def local_device() -> torch.device:
-    """The GPU of this process: the one that LOCAL_RANK counts, where a launcher says, else the current one."""
-    count, own = torch.cuda.device_count(), os.environ.get("LOCAL_RANK", "")
-    if own.isdigit() and "WORLD_SIZE" in os.environ:
-        if int(own) >= count > 1:
-            raise ConfigError(f"LOCAL_RANK={own}, but this machine has {count} visible GPUs, one for each rank")
-        torch.cuda.set_device(int(own) % count)  # one alone: a launcher that shows each rank its own
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _given(mpu: Any, group: Any) -> dist.ProcessGroup | None:
-    if group is not None and world_size(group) > 1:
-        return group
-    if mpu is None or world_size(mpu) == 1:
-        return None
-    find = next((getattr(mpu, n) for n in GROUPS if callable(getattr(mpu, n, None))), None)
-    if find is None:
-        raise ConfigError(f"mpu: {type(mpu).__name__} has none of {', '.join(f'{n}()' for n in GROUPS)}")
-    return find()
-
-
-def _world(size: int, device: str) -> dist.ProcessGroup:
-    """All processes of the launcher, which have to be `size`."""
-    if not dist.is_initialized():
-        lacks = [n for n in ENVIRONMENT if n not in os.environ]
-        if lacks:
-            raise ConfigError(
-                f"mp_size={size} divides the model among {size} processes, and this one is alone ({', '.join(lacks)} "
-                f"not set): {LAUNCH.format(size)}"
-            )
-        if os.environ["WORLD_SIZE"] != str(size):
-            raise ConfigError(_mismatch(size, os.environ["WORLD_SIZE"]))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        atexit.register(_leave)
-    world = dist.group.WORLD
-    assert world is not None
-    if dist.get_world_size() != size:
-        raise ConfigError(_mismatch(size, str(dist.get_world_size())))
-    return world
-
-
-def _leave() -> None:
-    """Let go of every group as the process ends: the threads of one that is still held would abort it."""
-    for p in _joined:
-        p.__dict__.pop("group", None)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _mismatch(size: int, world: str) -> str:
-    return (
-        f"mp_size={size}, but {world} processes were started: {LAUNCH.format(size)}, say mp_size={world}, or name the "
-        "processes that share the model with tensor_parallel={'tp_group': group}"
-    )
-
-
-def _check_backend(group: dist.ProcessGroup, device: str) -> None:
-    serving = dict(pair.split(":", 1) for pair in dist.get_backend_config(group).split(","))
-    if device not in serving:
-        served = ", ".join(f"{b} for {d}" for d, b in serving.items())
-        raise ConfigError(
-            f"the model computes on {device}, and its group of processes exchanges nothing there (it has {served}): "
-            f"initialise torch.distributed with {'nccl' if device == 'cuda' else 'gloo'}, or leave that to Hasten"
-        )
-
-
-def check_divisible(towers: Iterable[Tower], size: int, experts: Split) -> None:
-    """ConfigError unless every tower can be divided among so many ranks."""
+def check_divisible(towers: Iterable[Tower], d: Division) -> None:
+    """ConfigError unless every tower can be divided so."""
     for t in towers:
-        check(t, size, experts)
+        check(t, d.group.size, d.experts)
+        d.cuts(t)
 
 
 @contextmanager
@@ -169,10 +91,15 @@ def in_step(group: Group | None, device: torch.device, what: str) -> Iterator[No
 
 
 def compare(
-    group: Group, device: torch.device, model: nn.Module, towers: Iterable[Tower], apart: Collection[str] = ()
+    group: Group, device: torch.device, model: nn.Module, described: Iterable[object], apart: Collection[str] = ()
 ) -> None:
-    """WeightError, on every rank, where ranks do not hold the same model; `apart` are names whose values are not."""
-    heard = group.all_gather(torch.tensor(_digests(model, towers, apart), device=device)).view(group.size, -1).tolist()
+    """WeightError, on every rank, where ranks do not hold the same model; `apart` are names whose values are not.
+
+    described: what each has found out about its layers; equal values are printed alike.
+    """
+    heard = (
+        group.all_gather(torch.tensor(_digests(model, described, apart), device=device)).view(group.size, -1).tolist()
+    )
     unlike = [r for r, told in enumerate(heard) if told != heard[0]]
     if unlike:
         parts = [what for k, what in enumerate(COMPARED) if any(told[k] != heard[0][k] for told in heard)]
@@ -186,14 +113,14 @@ def _named(numbers: list[int]) -> str:
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def _digests(model: nn.Module, towers: Iterable[Tower], apart: Collection[str]) -> list[int]:
+def _digests(model: nn.Module, described: Iterable[object], apart: Collection[str]) -> list[int]:
     """Numbers that differ, but for chance, where models do, in the order of COMPARED: of each tensor three values."""
     tensors: Mapping[str, Tensor] = dict(model.named_parameters())
     shapes = [(n, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()]
     with torch.no_grad():
         whole = [t for n, t in tensors.items() if t.numel() and n not in apart]
         few = torch.stack([t[at].double() for t in whole for at in _places(t.shape)]).tolist() if whole else []
-    return [_number(repr(x)) for x in (shapes, few, [*towers])]
+    return [_number(repr(x)) for x in (shapes, few, [*described])]
 
 
 def _places(shape: Sequence[int]) -> list[tuple[int, ...]]:

@@ -83,13 +83,15 @@ CONTAINER = (
     "in the description says which"
 )
 NO_CHECKPOINT = "it only says where a checkpoint lies: `base_dir` does"
+PIPELINE = "Gives layers to one process after the other: see parallel.md. A number alone is its pp_size."
 SPLIT = "how a layer is divided follows from its heads and widths"
 UNQUANTIZED = "it refines `quant`: an error where quantization is asked for, and without meaning where it is not"
 
 KEYS: tuple[Key, ...] = (
     Key("replace_with_kernel_inject", FLAG, True, "works",
         "True, or not given: the backbone is replaced by the fused one. False: nothing is fused, and the engine is a "
-        "thin wrapper around the model, cast to `dtype` and moved to `device`. (DeepSpeed: False.)",
+        "thin wrapper around the model, cast to `dtype` and moved to `device`; with mp_size its linears are divided. "
+        "(DeepSpeed: False.)",
         ("kernel_inject", "replace_with_kernel_injection"),
     ),
     Key("dtype", DTYPE, None, "works",
@@ -99,7 +101,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("injection_policy", POLICY, None, "works",
         "{LayerClass: policy class} names the family of a model that has no known config; {LayerClass: names of "
-        "linears} is checked against the model and changes no number.",
+        "linears} says how a model that no family describes is divided among processes, and changes no number.",
         ("injection_dict",),
     ),
     Key("max_out_tokens", COUNT, None, "works",
@@ -198,6 +200,10 @@ KEYS: tuple[Key, ...] = (
     Key("tensor_parallel.tp_group", TP_GROUP, None, "works",
         "The group of torch.distributed whose processes hold the model together.",
     ),
+    Key("pipeline_parallel", SECTION, {}, "works", PIPELINE, ("pp",), shorthand="pp_size"),
+    Key("pipeline_parallel.pp_size", COUNT, 1, "works", "How many stages there are: tp_size processes hold each."),
+    Key("pipeline_parallel.layers", COUNTS, None, "works", "Layers of each stage, where their costs do not decide."),
+    Key("pipeline_parallel.pp_group", TP_GROUP, None, "works", "The group of torch.distributed that the stages are."),
     Key("moe", SECTION, {}, "works", "How experts are divided among the ranks of mp_size.", shorthand="enabled"),
     Key("moe.enabled", FLAG, True, "needless", EXPERTS),
     Key("moe.ep_size", COUNT, 1, "works",
@@ -229,6 +235,7 @@ KEYS: tuple[Key, ...] = (
     Key("quant.qkv", SECTION, {}, "arrives", UNQUANTIZED),
     Key("quant.qkv.enabled", FLAG, True, "arrives", UNQUANTIZED),
     Key("mp_size", COUNT, 1, "works", "", moved="tensor_parallel.tp_size"),
+    Key("pp_size", COUNT, 1, "works", "The same as `pipeline_parallel.pp_size`.", moved="pipeline_parallel.pp_size"),
     Key("mpu", MPU, None, "works", "", moved="tensor_parallel.mpu"),
     Key("ep_size", COUNT, 1, "works", "", moved="moe.ep_size"),
     Key("ep_group", GROUP, None, "arrives", EXPERT_PARALLEL, ("expert_group",), moved="moe.ep_group"),
@@ -284,7 +291,8 @@ def markdown() -> str:
     lines = ["| key | value | default | here | what it does |", "|---|---|---|---|---|"]
     for key in KEYS:
         names = f"`{key.name}`" + "".join(f", `{alias}`" for alias in key.aliases)
-        says = f"Old name of `{key.moved}`." if key.moved else key.says[:1].upper() + key.says[1:]
+        works = key.disposition == "works" and key.says
+        says = f"Old name of `{key.moved}`." if key.moved and not works else key.says[:1].upper() + key.says[1:]
         says += "" if says.endswith((".", ".)")) else "."
         default = "not given" if key.default is None else f"`{key.default!r}`"
         lines.append(f"| {names} | {key.kind.name} | {default} | {key.disposition} | {says} |")

@@ -103,7 +103,8 @@ def _device(value: Any) -> torch.device:
     return device
 
 
-SIZES = ("get_model_parallel_world_size", "get_tensor_model_parallel_world_size", "size")
+SIZES = ("get_tensor_model_parallel_world_size", "get_model_parallel_world_size", "size")
+PIPELINE = ("get_pipeline_model_parallel_world_size",)
 
 
 def world_size(value: Any, methods: tuple[str, ...] = SIZES, expected: str = "processes") -> int:
@@ -116,6 +117,11 @@ def world_size(value: Any, methods: tuple[str, ...] = SIZES, expected: str = "pr
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"{expected}, initialized ({method}() failed: {error})") from error
     raise ValueError(expected)
+
+
+def pipeline_size(mpu: Any) -> int:
+    """The number of stages that a model-parallel unit has; 1 where it knows of none."""
+    return world_size(mpu, PIPELINE) if callable(getattr(mpu, PIPELINE[0], None)) else 1
 
 
 def _mpu(value: Any) -> Any:

@@ -65,7 +65,7 @@ class LiveGenerate:
         """See transformers' GenerationMixin.generate."""
         division = self.native.backbone.division
         if division is not None:
-            share_draws(division.group)
+            share_draws(division.everyone)
         theirs = partial(type(self.model).generate, self.model)  # pyright: ignore[reportAttributeAccessIssue]
         try:
             given = self._given(theirs, args, kwargs)
@@ -198,7 +198,7 @@ class LiveGenerate:
 
     @property
     def _device(self) -> torch.device:
-        return self.native.backbone.transformer.weights["tokens"].device
+        return self.native.backbone.transformer.like.device
 
 
 class _Voice:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hasten.inject.held import Held
 from hasten.inject.joining import Division
-from hasten.weights import Binding, fetch, is_split, join, shard, stored, views
+from hasten.weights import Binding, fetch, is_split, join, shard, share, stored, views
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -30,6 +31,7 @@ class Loan:
     """The weights of one backbone, or this rank's shares of them. `weights` maps canonical names to tensors.
 
     The shares are made one at a time where the live model is, and only they go to the division's device and dtype.
+    held: which stages hold what; the others have nothing of it.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Loan:
         bindings: Sequence[Binding],
         division: Division | None = None,
         shares: Mapping[tuple[str, ...], Tensor] | None = None,
+        held: Held | None = None,
     ) -> None:
         """shares: by the live names of their parameters, what this rank has read already."""
-        self.model, self.bindings, self.division = model, bindings, division
+        self.model, self.bindings, self.division, self.held = model, bindings, division, held
         self._read = {b.keys: shares[b.keys] for b in bindings if shares and b.keys in shares}
         self.weights: dict[str, Tensor] = {}
         self.emptied: dict[str, tuple[Binding, int, torch.Size]] = {}  # key: its binding, place in it, live shape
@@ -53,6 +56,9 @@ class Loan:
             self._take(b, tensors)
 
     def _take(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
+        if self.held is not None and not self.held.here(b):
+            self._leave(b, tensors)
+            return
         shared = next((o for o in self.bindings if o.keys == b.keys and o.param.name in self.weights), None)
         if shared is not None:  # one stored tensor serves several blocks
             self.weights[b.param.name] = self.weights[shared.param.name]
@@ -83,6 +89,33 @@ class Loan:
             self.homes[k] = self.division.home or tensors[k].device
             tensors[k].data = self.resting(b)
 
+    def _leave(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing of a parameter that another stage holds."""
+        d = self.division
+        assert d is not None
+        for place, k in enumerate(b.keys):
+            if k not in self.emptied:
+                live = tensors[k]
+                self.emptied[k] = (b, place, live.shape)
+                self.homes[k] = d.home or live.device
+                live.data = torch.empty(0, dtype=d.dtype or live.dtype, device=d.device or live.device)
+
+    def _untaken(self, b: Binding) -> Tensor:
+        """The share that this rank could have taken, or memory for the one that another stage holds."""
+        tensors = live_tensors(self.model)
+        if self.held is None or self.held.here(b):
+            return self._share(b, tensors)
+        d, live = self.division, tensors[b.keys[0]]
+        assert d is not None
+        p = share(b.param, d.group.size, d.experts) if divides(d, b) else b.param
+        if b.keys[0] in self.emptied:
+            return live.detach().new_empty(p.shape)
+        return torch.empty(p.shape, dtype=d.dtype or live.dtype, device=d.device or live.device)
+
+    def _together(self, b: Binding) -> bool:
+        """Whether all ranks have to ask for a parameter's whole tensor."""
+        return divides(self.division, b) or (self.held is not None and self.held.apart(b))
+
     def _share(self, b: Binding, tensors: Mapping[str, Tensor]) -> Tensor:
         d = self.division
         assert d is not None
@@ -92,9 +125,11 @@ class Loan:
 
     def _canonical(self, b: Binding) -> Tensor:
         """The whole canonical tensor; all ranks ask for it where they divide it, also one that has taken no share."""
-        own, d = self.weights.get(b.param.name), self.division
+        own, d, held = self.weights.get(b.param.name), self.division, self.held
         if own is None:
-            own = self._read[b.keys] if b.keys in self._read else self._share(b, live_tensors(self.model))
+            own = self._read[b.keys] if b.keys in self._read else self._untaken(b)
+        if held is not None and held.apart(b):
+            own = held.told(b, own)
         if d is None or not divides(d, b):
             return own
         shares = d.group.all_gather(own.detach().flatten()).view(d.group.size, *own.shape)
@@ -102,18 +137,23 @@ class Loan:
 
     def wholes(self, wanted: Callable[[str], bool] = lambda key: True) -> Iterator[tuple[str, Tensor]]:
         """Fresh tensors with the values of the emptied parameters that are wanted, in their live shapes."""
-        made: tuple[str, list[Tensor]] = "", []
-        for k, (b, place, shape) in self.emptied.items():
-            if not wanted(k):
+        done = set[tuple[str, ...]]()
+        for b in self.bindings:  # in an order that all ranks have
+            filling = [k for k in b.keys if k in self.emptied]
+            if b.keys in done or not any(map(wanted, b.keys)) or not (filling or self._together(b)):
                 continue
-            if made[0] != b.param.name:
-                made = b.param.name, []  # let go of one before the next is gathered
-                made = b.param.name, stored(b, self._canonical(b))
-            yield k, made[1][place].reshape(shape)
+            done.add(b.keys)
+            made = stored(b, self._canonical(b))
+            for k in filter(wanted, filling):
+                _, place, shape = self.emptied[k]
+                yield k, made[place].reshape(shape)
+            del made  # before the next is gathered
 
     def resting(self, b: Binding) -> Tensor:
         """What a live parameter holds while nobody needs all of it: of a vocabulary this rank's rows, else nothing."""
-        own = self.weights[b.param.name]
+        own = self.weights.get(b.param.name)
+        if own is None:  # another stage's
+            return live_tensors(self.model)[b.keys[0]].detach().new_empty(0)
         return own if b.param.role == "vocab" else own.new_empty(0)
 
     def at_home(self, key: str, whole: Tensor) -> Tensor:
@@ -122,6 +162,8 @@ class Loan:
 
     def refresh(self, b: Binding) -> None:
         """Take the canonical values of a filled parameter from the live tensors again."""
+        if b.param.name not in self.weights:
+            return
         tensors = live_tensors(self.model)
         divided = divides(self.division, b)
         fresh = self._share(b, tensors) if divided else fetch(b, {k: tensors[k].detach() for k in b.keys})
@@ -146,19 +188,20 @@ class Loan:
         """
         tensors, done = live_tensors(self.model), set[str]()
         for b in self.bindings:
-            taken, divided = b.param.name in self.weights, divides(self.division, b)
-            if not (taken or divided) or not done.isdisjoint(b.keys):
+            taken = b.param.name in self.weights or any(k in self.emptied for k in b.keys)
+            if not (taken or self._together(b)) or not done.isdisjoint(b.keys):
                 self.weights.pop(b.param.name, None)
                 continue
             done.update(b.keys)
-            apart = [stored(b, self._canonical(b))] if divided or any(k in self.emptied for k in b.keys) else []
+            apart = self._together(b) or any(k in self.emptied for k in b.keys)
+            made = stored(b, self._canonical(b)) if apart else []
             if not taken:
                 continue  # the other ranks have got their part of it
-            del self.weights[b.param.name]
+            self.weights.pop(b.param.name, None)
             for k in b.keys:
                 live = tensors[k]
                 if k in self.emptied:
-                    whole = apart[0][self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
+                    whole = made[self.emptied[k][1]].reshape(self.emptied[k][2]).contiguous()
                     live.data = self.at_home(k, whole)
                 elif len(b.keys) > 1 or not live.is_contiguous():
                     live.data = live.data.clone(memory_format=torch.contiguous_format)
@@ -166,7 +209,8 @@ class Loan:
 
     def reapply(self, change: Callable[[Tensor], Tensor], apply: Callable[[], None]) -> None:
         """Move or cast the live parameters by `apply`, the emptied ones by `change`, and borrow them again."""
-        kept = {b.param.name: change(self.weights[b.param.name]) for b, _, _ in self.emptied.values()}
+        names = {b.param.name for b, _, _ in self.emptied.values()} & self.weights.keys()
+        kept = {name: change(self.weights[name]) for name in names}
         apply()
         tensors = live_tensors(self.model)
         self.weights.clear()
@@ -181,7 +225,9 @@ class Loan:
 
 def divides(division: Division | None, b: Binding) -> bool:
     """Whether ranks hold shares of a parameter."""
-    if division is None or (b.param.role == "vocab" and b.param.slot not in division.vocabulary):
+    if division is None or division.group.size == 1:
+        return False
+    if b.param.role == "vocab" and b.param.slot not in division.vocabulary:
         return False
     return is_split(b.param, division.experts)
 

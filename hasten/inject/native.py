@@ -83,7 +83,7 @@ class Native:
         transformer = self.backbone.transformer
         if self._generator is None or self._for != (transformer, tokenizer):
             self.close()
-            unrecorded = not self.graphs and transformer.weights["tokens"].is_cuda
+            unrecorded = not self.graphs and transformer.like.is_cuda
             recorder = Unrecorded() if unrecorded else None
             self._generator = Generator(
                 transformer,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 
 from hasten.errors import ConfigError
 from hasten.inject.keys import ELSEWHERE, KEYS, SECTIONS, Key
-from hasten.inject.kinds import FLAG, SECTION, shown, world_size
+from hasten.inject.kinds import FLAG, SECTION, pipeline_size, shown, world_size
 from hasten.inject.policy import Policies
 
 _KEY = {key.name: key for key in KEYS}
 
 
 INSIDE = {f"tensor_parallel.{n}": n for n in ("tp_size", "mpu", "tp_group")} | {"moe.ep_size": "ep_size"}
+INSIDE |= {f"pipeline_parallel.{n}": n for n in ("pp_size", "pp_group", "layers")}
 """Keys of sections that have a field of their own."""
 
 
@@ -52,6 +53,9 @@ class Options:
     mpu: Any = None
     tp_group: Any = None
     ep_size: int = 1
+    pp_size: int = 1
+    pp_group: Any = None
+    layers: tuple[int, ...] | None = None
     save_mp_checkpoint_path: str | None = None
     notes: tuple[str, ...] = ()
     """One sentence for each key that was given and needs nothing done, for explain()."""
@@ -250,24 +254,38 @@ def _contradictions(settings: dict[str, Setting]) -> Iterator[str]:
 
 def _division(settings: dict[str, Setting]) -> Iterator[str]:
     """Settings that disagree about how many processes hold the model, or that do not go with several of them."""
-    size = settings.get("tensor_parallel.tp_size")
-    counted = [(s, s.value) for s in (size,) if s is not None]
-    for name in ("tensor_parallel.mpu", "tensor_parallel.tp_group"):
-        if s := settings.get(name):
-            counted.append((s, world_size(s.value)))
-    if len({n for _, n in counted}) > 1:
-        yield "different numbers of processes: " + " and ".join(f"{s.path} has {n} ({s.origin})" for s, n in counted)
-    most = max((n for _, n in counted), default=1)
-    experts = settings.get("moe.ep_size")
-    if experts and experts.value not in (1, most):
-        yield f"{experts} must be 1 or the number of processes that hold the model together (mp_size), which is {most}"
-    if most == 1:
-        return
+    sizes = dict[str, int]()
+    mpu = "tensor_parallel.mpu"
+    ways: dict[str, dict[str, Callable[[Any], int]]] = {
+        "tensor_parallel": {"tensor_parallel.tp_size": int, mpu: world_size, "tensor_parallel.tp_group": world_size},
+        "pipeline_parallel": {
+            "pipeline_parallel.pp_size": int,
+            mpu: pipeline_size,
+            "pipeline_parallel.pp_group": world_size,
+        },
+    }
+    for part, sources in ways.items():
+        counted = [(s, read(s.value)) for path, read in sources.items() if (s := settings.get(path)) is not None]
+        if len({n for s, n in counted if part in s.target or n > 1}) > 1:
+            told = " and ".join(f"{s.path} has {n} ({s.origin})" for s, n in counted)
+            yield f"different numbers of processes: {told}"
+        sizes[part] = max((n for _, n in counted), default=1)
+    yield from _stages(settings, sizes["pipeline_parallel"])
+    experts, over = settings.get("moe.ep_size"), sizes["tensor_parallel"]
+    if experts and experts.value not in (1, over):
+        yield f"{experts} must be 1 or the number of processes that hold the model together (mp_size), which is {over}"
     invariant, fuse = settings.get("batch_invariant"), settings.get("replace_with_kernel_inject")
-    if invariant and invariant.value:
-        yield f"{invariant} cannot be kept among {most} processes, whose sums it does not order: leave one of them out"
-    if fuse and not fuse.value:
+    if over > 1 and invariant and invariant.value:
+        yield f"{invariant} cannot be kept among {over} processes, whose sums it does not order: leave one of them out"
+    if sizes["pipeline_parallel"] > 1 and fuse and not fuse.value:
+        most = over * sizes["pipeline_parallel"]
         yield f"{fuse} leaves out what is divided among {most} processes, the fused backbone: leave one of them out"
+
+
+def _stages(settings: dict[str, Setting], stages: int) -> Iterator[str]:
+    layers = settings.get("pipeline_parallel.layers")
+    if layers and len(layers.value) != stages:
+        yield f"{layers} counts the layers of {len(layers.value)} stages, and pp_size is {stages}"
 
 
 def _together(problems: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Tables of the vocabulary of which every rank holds equally many rows, and the model's own modules that read them.
 
 The table of tokens and the head are modules of the live model, which its own code calls. Their `forward` on the
-instance computes what this rank has the rows for, and the ranks put it together. Whoever wants the tables themselves
+instance computes what this rank has the rows for, and the ranks put it together; the stage that has the table tells the
+others. Whoever wants the tables themselves
 (state_dict, load_state_dict, a detour) gets them whole, as everything else that ranks divide.
 """
 
@@ -17,13 +18,19 @@ from torch import Tensor, nn
 from hasten.errors import RequestError
 from hasten.inject.joining import Division
 from hasten.inject.loan import Loan
-from hasten.parallel import Group
+from hasten.parallel import Group, exchanged
 from hasten.weights import Binding
 
 if TYPE_CHECKING:
     from hasten.inject.backbone import Backbone
 
 RESIZE = "resize_token_embeddings"
+
+
+def leavable(model: nn.Module, backbones: Sequence[Backbone]) -> frozenset[str]:
+    """Slots that a stage can do without: of one backbone, where modules of torch's read them."""
+    slots = frozenset({"tokens", "head"})
+    return slots if len(backbones) == 1 and _plain(model, backbones[0], slots) else frozenset()
 
 
 def divisible(model: nn.Module, backbones: Sequence[Backbone]) -> frozenset[str]:
@@ -36,9 +43,12 @@ def divisible(model: nn.Module, backbones: Sequence[Backbone]) -> frozenset[str]
     if head is None:
         return frozenset()
     slots = frozenset({"tokens", "head"} if head.tied else {"head"})
-    readers = [m for m, _, _ in _readers(model, backbones[0].bindings, slots)]
-    plain = all(isinstance(m, nn.Linear | nn.Embedding) and "forward" not in vars(m) for m in readers)
-    return slots if plain else frozenset()
+    return slots if _plain(model, backbones[0], slots) else frozenset()
+
+
+def _plain(model: nn.Module, backbone: Backbone, slots: frozenset[str]) -> bool:
+    readers = [m for m, _, _ in _readers(model, backbone.bindings, slots)]
+    return all(isinstance(m, nn.Linear | nn.Embedding) and "forward" not in vars(m) for m in readers)
 
 
 def _readers(
@@ -59,12 +69,15 @@ class Vocabulary:
         self.model, loan, group = backbone.model, backbone.loan, division.group
         assert loan is not None
         readers: dict[int, Reader] = {}
-        for m, n, b in _readers(self.model, backbone.bindings, division.vocabulary):
+        for m, n, b in _readers(self.model, backbone.bindings, division.vocabulary | division.leaving):
             readers.setdefault(id(m), Reader(m, group, loan)).held[n] = b
         inside = set(backbone.module.modules())
         self.readers = tuple(readers.values())
         self._outside = [r for r in self.readers if r.module not in inside]  # of the others the backbone's hooks know
         self._handles: list[Any] = []
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return any(r.module is module for r in self.readers)
 
     def install(self) -> None:
         # bound methods: a copy of the model takes its own along
@@ -96,7 +109,8 @@ class Vocabulary:
 class Reader:
     """A module that reads this rank's rows: an Embedding of some ids, or a Linear that gives some logits.
 
-    held: the names of its divided parameters. Where they are whole, as in a detour, its own forward serves.
+    held: the names of its divided parameters. Where they are whole, as in a detour, its own forward serves. Where not
+    every stage holds them, one that does tells the others what it gives.
     """
 
     def __init__(self, module: nn.Module, group: Group, loan: Loan) -> None:
@@ -104,6 +118,19 @@ class Reader:
         self.held: dict[str, Binding] = {}
 
     def forward(self, input: Tensor) -> Tensor:
+        stages, table = self.loan.held, self.held["weight"]
+        if stages is None or not stages.apart(table):
+            return self._read(input)
+        given = self._read(input) if stages.here(table) else self._unread(input, table)
+        return exchanged(given, partial(stages.told, table))
+
+    def _unread(self, input: Tensor, table: Binding) -> Tensor:
+        """What another stage's `_read` will be like."""
+        embeds = isinstance(self.module, nn.Embedding)
+        shape = (*input.shape, table.param.columns[-1]) if embeds else (*input.shape[:-1], table.param.shape[0])
+        return self.loan.model.get_parameter(table.keys[0]).detach().new_empty(shape)
+
+    def _read(self, input: Tensor) -> Tensor:
         m: Any = self.module
         vocab, rows = sum(self.held["weight"].param.parts), len(m.weight)
         if rows == vocab:
@@ -122,17 +149,16 @@ class Reader:
 
     def fill_state(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         for n, b in self.held.items():
-            if prefix + n in state:
-                state[prefix + n] = self.loan.at_home(b.keys[0], self._whole(b))
+            for key, whole in self.loan.wholes(b.keys.__contains__) if prefix + n in state else ():
+                state[prefix + n] = self.loan.at_home(key, whole)
 
     def before_load(self, module: nn.Module, *args: Any) -> None:
         for n, b in self.held.items():
-            getattr(module, n).data = self._whole(b)
+            for _, whole in self.loan.wholes(b.keys.__contains__):
+                getattr(module, n).data = whole
 
     def after_load(self, module: nn.Module, *args: Any) -> None:
         for n, b in self.held.items():
-            self.loan.refresh(b)
-            getattr(module, n).data = self.loan.resting(b)
-
-    def _whole(self, b: Binding) -> Tensor:
-        return next(t for _, t in self.loan.wholes(b.keys.__contains__))
+            if b.keys[0] in self.loan.emptied:
+                self.loan.refresh(b)
+                getattr(module, n).data = self.loan.resting(b)

@@ -10,7 +10,8 @@ from torch import Tensor
 from hasten import ops
 from hasten.model.context import Context
 from hasten.model.layer import Around, CrossAttention, Experts, Feed, Layer, SelfAttention
-from hasten.ops import Matrix
+from hasten.ops import Matrix, NormLayer
+from hasten.ops.table import forced
 from hasten.parallel import Group
 from hasten.spec import Rope
 
@@ -20,20 +21,40 @@ def block(layer: Layer, i: int, x: Tensor, ctx: Context, rows: Tensor | None = N
 
     rows, int64 (rows,): which of x (tokens, width) to give back. Of the others there are then keys and values alone.
     """
-    shared = x if layer.shared_norm is None else ops.norm(x, layer.shared_norm)
+    return block_between(layer, i, x, None, ctx, None, rows)[0]
+
+
+def block_between(
+    layer: Layer,
+    i: int,
+    x: Tensor,
+    normed: Tensor | None,
+    ctx: Context,
+    then: NormLayer | None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`block`, given its first norm of x where that is there, and `then` of its answer where it costs nothing."""
+    shared = x if layer.shared_norm is None else ops.norm(x, layer.shared_norm) if normed is None else normed
     m, mlp = layer.attention, layer.mlp
-    over, attended = m.around.over, _attended(m, i, shared, ctx)
+    over, attended = m.around.over, _attended(m, i, shared, ctx, None if layer.shared_norm else normed)
     if rows is not None:
         attended, x, shared = (t.index_select(0, rows) for t in (attended, x, shared))
     if layer.parallel and layer.cross is None and over is not None:
-        return _at_once(layer, over, attended, shared, x)
-    y = _project(attended, m.out, x, m.around)
+        return _at_once(layer, over, attended, shared, x), None
+    follows = layer.cross is None and not layer.parallel and isinstance(mlp, Feed)
+    y, z = _project(attended, m.out, x, m.around, mlp.around.before if follows else None)
     if layer.cross is not None:
         y = _cross(layer.cross, i, y, ctx)
-    z = shared if layer.parallel else y
-    if isinstance(mlp, Feed):
-        return _project(ops.up(z, mlp.around.before, mlp.up, mlp.spec), mlp.down, y, mlp.around)
-    return _settle(_routed(mlp, z), y, mlp.around)
+    if not isinstance(mlp, Feed):
+        return _settle(_routed(mlp, shared if layer.parallel else y), y, mlp.around), None
+    before = mlp.around.before if z is None else None
+    z = shared if layer.parallel else y if z is None else z
+    return _project(ops.up(z, before, mlp.up, mlp.spec), mlp.down, y, mlp.around, then)
+
+
+def first_norm(layer: Layer) -> NormLayer | None:
+    """What a block takes of its input before it multiplies it."""
+    return layer.attention.around.before if layer.shared_norm is None else layer.shared_norm
 
 
 def _at_once(layer: Layer, over: Group, attended: Tensor, z: Tensor, x: Tensor) -> Tensor:
@@ -50,13 +71,15 @@ def _at_once(layer: Layer, over: Group, attended: Tensor, z: Tensor, x: Tensor) 
     return ops.settle_over(y, x, None, None, m.around.scale, None, over)
 
 
-def _attended(m: SelfAttention, i: int, x: Tensor, ctx: Context) -> Tensor:
+def _attended(m: SelfAttention, i: int, x: Tensor, ctx: Context, normed: Tensor | None) -> Tensor:
+    """normed: the norm of x, where it is there."""
     a = m.spec
     turn = ctx.turn(a.position) if isinstance(a.position, Rope) else None
     if m.q_norm is not None and a.qk_norm_span == "width" and m.around.over is not None:
         q, k, v = _normed_over(m, m.around.over, x, turn, ctx.slots(i))
     else:
-        q, k, v = ops.qkv(x, m.around.before, m.qkv, a, m.q_norm, m.k_norm, turn, ctx.slots(i))
+        y, before = (x, m.around.before) if normed is None else (normed, None)
+        q, k, v = ops.qkv(y, before, m.qkv, a, m.q_norm, m.k_norm, turn, ctx.slots(i))
     return ctx.attend(i, a, q, k, v, m.sinks).flatten(-2)
 
 
@@ -82,7 +105,7 @@ def _cross(m: CrossAttention, i: int, x: Tensor, ctx: Context) -> Tensor:
         k, v = ops.linear(memory, m.kv).unflatten(-1, (2, -1, d)).unbind(-3)
         return k, v
 
-    return _project(ctx.attend_memory(i, m.spec, q, keys_and_values).flatten(-2), m.out, x, m.around)
+    return _project(ctx.attend_memory(i, m.spec, q, keys_and_values).flatten(-2), m.out, x, m.around, None)[0]
 
 
 def _routed(m: Experts, x: Tensor) -> Tensor:
@@ -97,10 +120,12 @@ def _routed(m: Experts, x: Tensor) -> Tensor:
     return z.view_as(x)
 
 
-def _project(x: Tensor, m: Matrix, residual: Tensor, a: Around) -> Tensor:
+def _project(x: Tensor, m: Matrix, residual: Tensor, a: Around, then: NormLayer | None) -> tuple[Tensor, Tensor | None]:
     if a.over is not None:
-        return _settle(ops.linear(x, m), residual, a)
-    return ops.project(x, m, residual, a.inner, a.outer, a.scale, a.layer_scale)
+        return _settle(ops.linear(x, m), residual, a), None
+    if then is None or forced() is not None:  # a backend that is asked for has `project`
+        return ops.project(x, m, residual, a.inner, a.outer, a.scale, a.layer_scale), None
+    return ops.project_normed(x, m, residual, a.inner, a.outer, a.scale, a.layer_scale, then)
 
 
 def _settle(y: Tensor, residual: Tensor, a: Around) -> Tensor:

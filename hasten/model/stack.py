@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hasten.model.block import block
+from hasten.model.block import block_between, first_norm
 from hasten.model.context import Context
 from hasten.model.layer import Layer
 from hasten.ops.table import op_by_rows
@@ -22,7 +22,7 @@ class Stack:
 @op_by_rows
 def stack(x: Tensor, s: Stack, ctx: Context, rows: Tensor | None = None) -> Tensor:
     """Hidden states (..., width) through every block; rows as in `block`, of the last one."""
-    last = len(s.layers) - 1
-    for i, layer in enumerate(s.layers):
-        x = block(layer, i, x, ctx, rows if i == last else None)
+    last, normed = len(s.layers) - 1, None
+    for i, (layer, then) in enumerate(zip(s.layers, (*map(first_norm, s.layers[1:]), None), strict=True)):
+        x, normed = block_between(layer, i, x, normed, ctx, then, rows if i == last else None)
     return x

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,20 +11,20 @@ from hasten.model.block import block
 from hasten.model.context import Context
 from hasten.model.embed import embed_frames, embed_tokens
 from hasten.model.layer import layer
+from hasten.model.relay import Watch, relayed
 from hasten.model.stack import Stack, stack
 from hasten.ops import Matrix, NormLayer
 from hasten.ops.table import forced
 from hasten.parallel import ALONE, Group, Place
 from hasten.spec import Frames, Patches, Tokens, Tower
 
-Watch = Callable[[int, Tensor], None]
-
 
 class Transformer:
     """`weights` are canonical (hasten.weights.params). `backends` forces the op backend of single blocks.
 
-    At a place among others tower and weights are this rank's shares (hasten.weights.local, shard), and all ranks make
-    the same calls. Tables of tokens are divided where they have fewer rows than the vocabulary.
+    At a place among others tower and weights are this rank's shares (hasten.weights.local, shard, part), and all ranks
+    make the same calls. Tables of tokens are divided where they have fewer rows than the vocabulary. `blocks` gives the
+    hidden states behind the last stage's blocks to every stage.
     """
 
     def __init__(
@@ -45,7 +45,12 @@ class Transformer:
     def embed(
         self, x: Tensor, positions: Tensor | None = None, types: Tensor | None = None, scaled: bool = False
     ) -> Tensor:
-        """Token ids (...) or vectors (..., width), or a spectrogram, to hidden states; an image's are ready."""
+        """Token ids (...) or vectors (..., width), or a spectrogram, to hidden states; an image's are ready.
+
+        Stages without the embedding give something of the same shape and dtype.
+        """
+        if not self.place.first:
+            return self._unembedded(x)
         match self.tower.embed:
             case Tokens() as e:
                 assert positions is not None, "tokens have positions"
@@ -56,11 +61,36 @@ class Transformer:
             case Frames() as e:
                 return embed_frames(e, self.weights, x)
 
+    @property
+    def like(self) -> Tensor:
+        """One of the weights: of their dtype, where they are."""
+        return next(iter(self.weights.values()))
+
+    def _unembedded(self, x: Tensor) -> Tensor:
+        match self.tower.embed:
+            case Tokens():
+                shape = x.shape[:-1] if x.is_floating_point() else x.shape
+                dtype = x.dtype if x.is_floating_point() else self.like.dtype
+                return x.new_empty(*shape, self.tower.width, dtype=dtype)
+            case Patches():
+                return x
+            case Frames():
+                frames = (x.shape[-1] + 1) // 2  # the second convolution's stride
+                return x.new_empty(len(x), frames, self.tower.width, dtype=self.like.dtype)
+
     def blocks(self, x: Tensor, ctx: Context, watch: Watch | None = None, *, rows: Tensor | None = None) -> Tensor:
         """Hidden states through every block; `watch(i, x)` sees what goes into block i.
 
         rows, int64 (rows,): which of x (tokens, width) are asked for; the last block then makes no others.
         """
+        chain = self.place.chain
+        if chain is None:
+            return self.through(x, ctx, watch, rows)
+        x = relayed(self.through, chain, x, ctx, watch)
+        return x if rows is None else x.index_select(0, rows)
+
+    def through(self, x: Tensor, ctx: Context, watch: Watch | None = None, rows: Tensor | None = None) -> Tensor:
+        """Hidden states through the blocks that are here; rows as in `blocks`."""
         if watch is None and not self.backends and forced() is None:
             return stack(x, self._stack, ctx, rows)
         last = len(self.layers) - 1

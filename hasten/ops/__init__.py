@@ -9,7 +9,7 @@ from hasten.ops.moe import experts, held, route
 from hasten.ops.norm import NormLayer, norm, norms_over
 from hasten.ops.packed import attend_packed
 from hasten.ops.pages import Reach, Slots, attend_pages, write_pages
-from hasten.ops.region import head, heads, project, qkv, up
+from hasten.ops.region import head, heads, project, project_normed, qkv, up
 from hasten.ops.rope import rope, rope_rates, rope_table
 from hasten.ops.sample import Choice, sample
 from hasten.ops.settle import settle, settle_over
@@ -48,6 +48,7 @@ __all__ = [
     "norm",
     "norms_over",
     "project",
+    "project_normed",
     "qkv",
     "rope",
     "rope_rates",

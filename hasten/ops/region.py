@@ -83,6 +83,21 @@ def project(
 
 
 @op_by_rows
+def project_normed(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+    then: NormLayer,
+) -> tuple[Tensor, Tensor | None]:
+    """`project`, and `then` of it, with which the next sublayer begins, if that costs no pass of its own, else None."""
+    return project(x, m, residual, inner, outer, scale, layer_scale), None
+
+
+@op_by_rows
 def up(x: Tensor, before: NormLayer | None, m: Matrix, mlp: Mlp) -> Tensor:
     """[norm] -> linear -> activation, gated or not: (..., width) to (..., mlp.width)."""
     y = linear(x if before is None else norm(x, before), m)

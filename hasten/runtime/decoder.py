@@ -15,8 +15,9 @@ from hasten.runtime.fixed import Kept
 from hasten.runtime.graphs import Recorder, Unrecordable
 from hasten.runtime.passes import Burst, Pass, Single, carry
 from hasten.runtime.runs import MOST_TOKENS, Runs, padded, sizes
-from hasten.runtime.sampler import Columns, Sampler, columns
+from hasten.runtime.sampler import Choosing, Columns, Sampler, columns
 from hasten.runtime.scheduler import Row
+from hasten.runtime.stage import Stage
 from hasten.runtime.steps import MOST, Steps
 from hasten.runtime.transfer import Moment
 from hasten.spec import Alibi, Dynamic, LongRope, Tokens
@@ -50,7 +51,7 @@ class Shape:
 
 
 Key = tuple[Shape, Columns | None]
-"""What a record is for; None: it ends at the logits."""
+"""What a record is for; None: it ends at the logits. One of a stage that chooses nothing ends at hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ class Decoder:
     either later where a record of more places can serve for a while.
     """
 
-    def __init__(self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder) -> None:
-        self.model, self.kept = model, kept
+    def __init__(
+        self, model: Transformer, kept: Kept, sampler: Sampler, recorder: Recorder, stage: Stage | None = None
+    ) -> None:
+        self.model, self.kept, self.stage = model, kept, stage
         self._sampler, self._recorder = sampler, recorder
         self.forget()
 
@@ -101,12 +104,13 @@ class Decoder:
         """How these rows would run; None where no record can serve them. behind: a pass that is not waited for."""
         if len(rows) > PLACES or obstacle(self.model) is not None:
             return None
-        tokens, how = sum(row.stop - row.start for row in rows), columns([r.sequence for r in rows if r.samples])
+        tokens = sum(row.stop - row.start for row in rows)
+        how = columns([r.sequence for r in rows if r.samples]) if self.model.place.last else ()
         if tokens > len(rows) or not all(row.samples for row in rows):
             return Plan(rows, padded(tokens), how, 1) if tokens <= MOST_TOKENS else None
         plan = Plan(rows, 0, how, 1)
         key = self._key(plan, 1)
-        if how is None or key in self._refused:
+        if how is None or key in self._refused or self.stage is not None:
             return plan
         # ranks that share the model time steps differently, and have to begin equally many
         took = None if self.model.place.over else self._seconds.get(self._serving(key) or key)
@@ -135,11 +139,17 @@ class Decoder:
         state.place(rows, steps, how or ())
         if work is not None:
             carry(work, rows, state.at["ids"])
-        if how is None:
-            logits = record()
-            assert logits is not None, "this record ends at the logits"
+
+        def chosen(logits: Tensor | None) -> Choosing:
+            if logits is None:
+                return Choosing([line.request.sampling for line in lines], state.said[0, : len(lines)], ())
             logits = logits[: len(lines)].to(torch.promote_types(logits.dtype, torch.float32))
-            return Single(lines, self._sampler.choose(logits, lines))
+            return self._sampler.choose(logits, lines)
+
+        if self.stage is not None:
+            return self.stage.recorded(rows, state.entering, record, chosen)
+        if how is None:
+            return Single(lines, chosen(record()))
         start = Moment(self._read.device)
         for _ in range(steps):
             record()
@@ -213,6 +223,11 @@ class Decoder:
             self._states[s] = Runs(s.tokens, *room) if s.tokens else Steps(*room)
         state = self._states[s]
         state.place([], 0, ())  # recording may do the work, which then leaves the pages alone
+        if not self.model.place.first and state.entering is None:
+            like = self.model.like
+            state.entering = like.new_zeros(len(state.positions), self.model.tower.width)
+        if not self.model.place.last:
+            return partial(state.run, self.model)
         return partial(state.logits, self.model) if how is None else partial(state.step, self.model, how)
 
 

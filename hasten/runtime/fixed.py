@@ -57,6 +57,7 @@ class Fixed:
         at, slots = self._begins["slots"], self.at["slots"].nbytes
         self._empty = bytes(at) + b"\xff" * slots + bytes(size - at - slots)
         self.positions = self.at["positions"]
+        self.entering: Tensor | None = None  # (tokens, width): where a stage that has no embedding begins
         self._tables: dict[Rope, Tensor] = {}
         self._turned: dict[Rope, Turn] = {}
 
@@ -86,11 +87,12 @@ class Fixed:
         return self._block[at : at + prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
     def run(self, model: Transformer, rows: Tensor | None = None) -> Tensor:
-        """Hidden states behind the last block, (tokens, width), or of some rows alone."""
+        """Hidden states behind the last block that is here, (tokens, width), or of some rows alone."""
         for r in dict.fromkeys(b.attention.position for b in model.tower.blocks):
             if isinstance(r, Rope):
                 self._turned[r] = self._turn(r)
-        return model.blocks(model.embed(self.at["ids"], self.positions), self, rows=rows)
+        x = model.embed(self.at["ids"], self.positions) if self.entering is None else self.entering
+        return model.through(x, self, rows=rows)
 
     def _turn(self, r: Rope) -> Turn:
         if r not in self._tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -127,7 +128,7 @@ class Generator:
     def _requests(self, prompts: Iterable[Any], sampling: Samplings) -> list[Request]:
         self._check_open()
         made = requests(prompts, sampling, self._bounds, ends=self._ends, tokenizer=self._tokenizer)
-        over = self._runner.model.place.over
+        over = self._runner.model.place.everyone
         if over is None or all(r.sampling.greedy or r.sampling.seed is not None for r in made):
             return made
         return [replace(r, seed=seed) for r, seed in zip(made, over.share([r.seed for r in made]), strict=True)]
@@ -155,6 +156,9 @@ class Generator:
         try:
             self._runner.reserve([scheduler.most(line) for line in lines])
             yield [said for line, voice in lines.items() if (said := _rejected(scheduler, line, voice)) is not None]
+            if self._runner.lanes > 1:
+                yield from self._in_lanes(scheduler, lines)
+                return
             work: Pass | None = None
             while work or scheduler.running or scheduler.waiting:
                 self._check_open()
@@ -169,6 +173,22 @@ class Generator:
                 yield said
         finally:
             scheduler.clear()
+
+    def _in_lanes(self, scheduler: Scheduler, lines: Voices) -> Answers:
+        """Several passes under way at once, so that each stage is at work on one; the oldest is heard first."""
+        under = deque[Pass]()
+        try:
+            while under or scheduler.running or scheduler.waiting:
+                self._check_open()
+                if len(under) < self._runner.lanes and (begun := self._start(scheduler, scheduler.next())) is not None:
+                    under.append(begun)
+                elif not under:
+                    raise RequestError(_starved(scheduler))
+                else:
+                    yield _settle(scheduler, under.popleft(), lines)
+        finally:
+            for work in under:  # what other stages have begun comes to its end
+                work.tokens()
 
     def _start(self, scheduler: Scheduler, rows: list[Row]) -> Pass | None:
         """The pass of these rows; None where there are none."""

@@ -25,7 +25,7 @@ class Pools:
 
     def __init__(self, t: Tower, page_size: int, dtype: torch.dtype, device: torch.device, memory: int) -> None:
         self.page_size, self.memory = page_size, memory
-        self.page_bytes = page_size * t.kv_width * dtype.itemsize
+        self.page_bytes = page_bytes(t, page_size, dtype)
         self.limit = memory // self.page_bytes
         if self.limit < 1:
             need = f"one page of {page_size} tokens needs {self.page_bytes} bytes"
@@ -70,6 +70,11 @@ class Pools:
     def clear(self) -> None:
         """Give the memory back; the contents are lost."""
         self.layers = [(keys[:0].clone(), values[:0].clone()) for keys, values in self.layers]
+
+
+def page_bytes(t: Tower, page_size: int, dtype: torch.dtype) -> int:
+    """What keys and values of so many tokens take, over all layers."""
+    return page_size * t.kv_width * dtype.itemsize
 
 
 def _grown(pool: Tensor, pages: int) -> Tensor:

@@ -18,9 +18,10 @@ from hasten.runtime.graphs import Graphs, Recorder
 from hasten.runtime.paged import Paged, Slopes, Turns
 from hasten.runtime.pages import Pages
 from hasten.runtime.passes import Pass, Single
-from hasten.runtime.pools import SHARE, Pools, free_memory
+from hasten.runtime.pools import SHARE, Pools, free_memory, page_bytes
 from hasten.runtime.sampler import Columns, Sampler
 from hasten.runtime.scheduler import Row, Scheduler
+from hasten.runtime.stage import Stage
 from hasten.runtime.transfer import upload
 from hasten.spec import Buckets, LongRope, Tokens, Tower
 
@@ -46,26 +47,35 @@ class Runner:
         if invariant and model.backends:
             raise RequestError(f"{len(model.backends)} blocks are forced to a backend, so nothing is batch-invariant")
         load()
-        table = model.weights["tokens"]
-        self.model, self.device = model, table.device
-        memory = int(SHARE * free_memory(table.device)) if memory_limit is None else memory_limit
-        memory = least(memory, model.place.over, table.device)
-        self.pools = Pools(model.tower, page_size, table.dtype, table.device, memory)
+        self.model, self.device, dtype = model, model.like.device, model.like.dtype
+        memory = int(SHARE * free_memory(self.device)) if memory_limit is None else memory_limit
+        size = page_bytes(model.tower, page_size, dtype)  # which stages with other blocks have otherwise
+        pages = least(memory // size, model.place.everyone, self.device)
+        self.pools = Pools(
+            model.tower, page_size, dtype, self.device, memory if pages == memory // size else pages * size
+        )
         self.turns, self.slopes = Turns(), Slopes()
-        self.sampler = Sampler(table.device)
+        self.sampler = Sampler(self.device)
+        self.stage = None if model.place.chain is None else Stage(model, model.place.chain, self.sampler)
         self._workspace, self._invariant = ops.Workspace(), invariant
         self.decoder: Decoder | None = None
         if recorder is None and self.device.type == "cuda":
             recorder = Graphs(self.device)
         if recorder is not None:
-            self.decoder = Decoder(model, Kept(self.pools, self.turns, self.slopes), self.sampler, recorder)
+            self.decoder = Decoder(model, Kept(self.pools, self.turns, self.slopes), self.sampler, recorder, self.stage)
         self.pages = Pages(self.pools.limit if recorder is None else 0)
 
     def scheduler(self, budget: int) -> Scheduler:
         """A scheduler of sequences in this runner's pages."""
         promise, places = self.device.type == "cpu", None if self.decoder is None else PLACES
         size = self.pools.page_size
-        return Scheduler(self.pages, size, budget, restarts=self.restarts, promise=promise, places=places)
+        how = {"restarts": self.restarts, "promise": promise, "places": places, "lanes": self.lanes}
+        return Scheduler(self.pages, size, budget, **how)
+
+    @property
+    def lanes(self) -> int:
+        """Passes that are under way at once: as many as keep all stages busy."""
+        return 1 if self.model.place.chain is None else self.model.place.chain.size
 
     @property
     def restarts(self) -> frozenset[int]:
@@ -81,7 +91,7 @@ class Runner:
             used = self.pages.limit - self.pages.free
             most = sum(sorted(needs, reverse=True)[:PLACES])
             there = self.pools.reserve(used + most)
-            self.pages.extend(least(there, self.model.place.over, self.device))
+            self.pages.extend(least(there, self.model.place.everyone, self.device))
 
     @torch.inference_mode()
     def prepare(self, places: int, tokens: int, budget: int, how: Columns | None) -> None:
@@ -112,10 +122,10 @@ class Runner:
     def _around(self) -> Iterator[None]:
         """What every pass and every recording runs inside."""
         rule = ops.invariant() if self._invariant else nullcontext()
-        with self._workspace, torch.cuda.device_of(self.model.weights["tokens"]), rule:
+        with self._workspace, torch.cuda.device_of(self.model.like), rule:
             yield
 
-    def _once(self, rows: Sequence[Row]) -> Single:
+    def _once(self, rows: Sequence[Row]) -> Pass:
         self.pools.hold(1 + max(max(row.sequence.pages) for row in rows))
         ids = [t for row in rows for t in row.sequence.tokens[row.start : row.stop]]
         positions = [p for row in rows for p in range(row.start, row.stop)]
@@ -125,12 +135,14 @@ class Runner:
             last += [at] if row.samples else []
         flat = upload(ids + positions + last, torch.int64, self.device)
         tokens, places, sampled = flat.split([len(ids), len(ids), len(last)])
-        x = self.model.embed(tokens, places)
-        asked = sampled if 0 < len(last) < len(ids) else None
-        x = self.model.blocks(x, Paged(rows, places, self.pools, self.turns, self.slopes), rows=asked)
+        lines, stage = [row.sequence for row in rows if row.samples], self.stage
+        x, ctx = self.model.embed(tokens, places), Paged(rows, places, self.pools, self.turns, self.slopes)
+        if stage is not None:
+            x, moving = stage.through(x, ctx)
+            return stage.choose(x[sampled] if len(last) < len(ids) else x, lines, moving)
+        x = self.model.blocks(x, ctx, rows=sampled if 0 < len(last) < len(ids) else None)
         if not last:
             return Single([], None)
-        lines = [row.sequence for row in rows if row.samples]
         return Single(lines, self.sampler.choose(self.model.predict(x), lines))
 
     def clear(self) -> None:

@@ -48,7 +48,8 @@ class Sampler:
                 raw = raw.clone() if raw is logits else raw
                 logits[i].index_fill_(0, upload(sorted(s.request.ends), torch.int64, self.device), -torch.inf)
         tokens = ops.sample(logits, self._settled(samplings), *self._state(lines, samplings))
-        return Choosing(raw, tokens, samplings)
+        wanted = most_wanted(samplings)
+        return Choosing(samplings, tokens, () if wanted is None else _scores(raw, tokens, wanted))
 
     def _settled(self, samplings: list[Sampling]) -> Choice:
         if samplings != self._samplings:
@@ -76,10 +77,9 @@ class Sampler:
 class Choosing:
     """The tokens that a batch chose, int64 (rows,), and the logarithms asked for, on their way to the host."""
 
-    def __init__(self, raw: Tensor, tokens: Tensor, samplings: list[Sampling]) -> None:
-        self._samplings, self.tokens = samplings, tokens
-        wanted = [s.logprobs for s in samplings if s.logprobs is not None]
-        self._download = Download(tokens, *(_scores(raw, tokens, max(wanted)) if wanted else ()))
+    def __init__(self, samplings: list[Sampling], tokens: Tensor, scores: Sequence[Tensor]) -> None:
+        self._samplings, self.tokens, self.scores = samplings, tokens, scores
+        self._download = Download(tokens, *scores)
 
     def chosen(self) -> list[Chosen]:
         """One each, with logarithms where they are wanted; token -1 where the logits were not numbers."""
@@ -88,6 +88,11 @@ class Choosing:
             return [Chosen(token) for token in tokens.tolist()]
         rows = zip(self._samplings, tokens.tolist(), *(t.tolist() for t in scores), strict=True)
         return [_scored(*row) for row in rows]
+
+
+def most_wanted(samplings: Sequence[Sampling]) -> int | None:
+    """How many of the likeliest tokens somebody wants to know, None where nobody wants logarithms."""
+    return max((s.logprobs for s in samplings if s.logprobs is not None), default=None)
 
 
 def _scored(s: Sampling, token: int, share: float, best: list[int], shares: list[float]) -> Chosen:

@@ -74,9 +74,10 @@ class Scheduler:
     """Runs the oldest first and restarts the youngest when pages run out, so that the oldest always gets on.
 
     budget: tokens in one pass. restarts: lengths beyond which what a shorter sequence cached is void (LongRope).
-    promise: ask for neighbouring pages. places: sequences that run at once, if that has a limit. Completions of one
-    prompt share no pages: each runs the prompt itself. A sequence is admitted where all it has fits, so that what gave
-    way for an older one does not come back at once.
+    promise: ask for neighbouring pages. places: sequences that run at once, if that has a limit. lanes: passes under
+    way at once, each with its part of the sequences, of which none runs while a token of it is coming. Completions of
+    one prompt share no pages: each runs the prompt itself. A sequence is admitted where all it has fits, so that what
+    gave way for an older one does not come back at once.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class Scheduler:
         restarts: frozenset[int] = frozenset(),
         promise: bool = False,
         places: int | None = None,
+        lanes: int = 1,
     ) -> None:
         self.pages, self.page_size, self.budget = pages, page_size, budget
-        self.restarts, self.promise, self.places = restarts, promise, places
+        self.restarts, self.promise, self.places, self.lanes = restarts, promise, places, lanes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._held = 0  # passes for which somebody could have started
@@ -108,12 +110,12 @@ class Scheduler:
 
     def next(self) -> list[Row]:
         """Rows of one pass: what running sequences have to run, then as much of the waiting ones as fits."""
-        rows, budget = [], self.budget
+        rows, budget, most = list[Row](), self.budget, self._share()
         place = 0
-        while place < len(self.running):  # those behind may be made to wait
+        while place < len(self.running) and len(rows) < most:  # those behind may be made to wait
             s = self.running[place]
             place += 1
-            n = min(self._due(s), budget)
+            n = min(self._due(s), budget) if self._ready(s) else 0
             if n and self._reserve(s, s.cached + n, preempt=True):
                 rows.append(self._row(s, n))
                 budget -= n
@@ -121,7 +123,7 @@ class Scheduler:
             self._held += 1
             return rows
         self._held = 0
-        while budget and self._admits():
+        while budget and len(rows) < most and self._admits():
             s = self.waiting.popleft()
             assert not s.coming, "what gave way for an older one does not come back at once"
             n = min(s.length, budget)
@@ -190,9 +192,20 @@ class Scheduler:
         return len(self.waiting) > free and 2 * sum(s.length for s in islice(self.waiting, free)) < self.budget
 
     def _admits(self) -> bool:
-        if not self.waiting or (self.places is not None and len(self.running) >= self.places):
+        if not self.waiting or not self._ready(self.waiting[0]):
+            return False
+        if self.places is not None and len(self.running) >= self.places:
             return False
         return self._count(self.waiting[0].length) <= self.pages.free
+
+    def _share(self) -> int:
+        """Sequences of one pass, at most: a lane's part of those that could run at once."""
+        alive = len(self.running) + len(self.waiting)
+        return -(-min(alive, self.places or alive) // self.lanes)
+
+    def _ready(self, s: Sequence) -> bool:
+        """Whether all is known that a pass of the sequence needs, where passes do not hand it to each other."""
+        return self.lanes == 1 or not s.coming
 
     def _due(self, s: Sequence) -> int:
         if self.restarts and s.cached and any(s.begun <= length < s.length for length in self.restarts):

@@ -6,6 +6,7 @@ from hasten.weights.packing import BLOCKED, GROUPED, SEQUENTIAL, STRIDED, Packin
 from hasten.weights.plan import Param, params
 from hasten.weights.portion import Portion, portion, views
 from hasten.weights.shard import Split, check, is_split, join, local, shard, share, sizes
+from hasten.weights.stages import Cuts, counted, cut, holders, part, renamed
 
 __all__ = [
     "BLOCKED",
@@ -13,6 +14,7 @@ __all__ = [
     "SEQUENTIAL",
     "STRIDED",
     "Binding",
+    "Cuts",
     "Dialect",
     "Packed",
     "Packing",
@@ -21,12 +23,17 @@ __all__ = [
     "Split",
     "Stored",
     "check",
+    "counted",
+    "cut",
     "fetch",
+    "holders",
     "is_split",
     "join",
     "local",
     "params",
+    "part",
     "portion",
+    "renamed",
     "resolve",
     "shard",
     "share",

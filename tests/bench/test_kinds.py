@@ -104,4 +104,4 @@ def test_costs_are_told_of_everything_that_has_one(kind: str, model: str) -> Non
 
 
 def test_every_kind_has_a_meaning_and_a_unit() -> None:
-    assert MEANINGS.keys() == UNITS.keys() == KINDS.keys() | {"start", "cold-start"}
+    assert MEANINGS.keys() == UNITS.keys() == KINDS.keys() | {"start", "cold-start", "load"}

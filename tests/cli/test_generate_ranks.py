@@ -52,6 +52,14 @@ def test_two_ranks_say_what_one_says_once(gpt2: Path) -> None:
     assert two.stderr.count("tokens/s") == 1
 
 
+def test_two_stages_say_what_one_process_says(gpt2: Path) -> None:
+    how = ("--model", gpt2, "--device", "cpu", "--max_new_tokens", 12, "--explain")
+    one, two = (hasten("generate", "the old man", *how, *more) for more in ((), ("--num_gpus", 2, "--pp_size", 2)))
+    assert two.returncode == one.returncode == 0, two.stderr
+    assert two.stdout == one.stdout
+    assert two.stderr.count("blocks 0-1 on this rank") == 1
+
+
 def test_samples_of_two_ranks_and_the_decisions_behind_them(gpt2: Path) -> None:
     how = ("--temperature", 0.8, "--num_samples", 3, "--model", gpt2, "--device", "cpu", "--max_new_tokens", 6)
     r = hasten("generate", "the old man", "in", *how, "--num-gpus", 2, "--explain")
@@ -65,6 +73,7 @@ def test_samples_of_two_ranks_and_the_decisions_behind_them(gpt2: Path) -> None:
     [
         (("--num_gpus", 3), "cannot be divided among 3 ranks (it can among 1, 2, 4)"),
         (("--num_gpus", 0), "--num_gpus 0: it must be 1 or more"),
+        (("--num_gpus", 3, "--pp_size", 2), "--pp_size 2: it has to divide the number of GPUs, which is 3"),
         (("--num_gpus", 2, "--device", "cpu:0"), "each rank has a GPU of its own"),
     ],
 )
@@ -111,12 +120,13 @@ def test_the_gpt_neo_pipeline_of_the_tutorial_on_two_ranks(neo: Path, tmp_path: 
     assert said[1] == said[0]
 
 
-def test_a_rank_that_is_killed_while_it_generates_ends_all_and_is_named(gpt2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["mp_size", "pp_size"])
+def test_a_rank_that_is_killed_while_it_generates_ends_all_and_is_named(gpt2: Path, tmp_path: Path, size: str) -> None:
     file = tmp_path / "script.py"
     file.write_text(
         "import os, signal, transformers, hasten\n"
         f"model = transformers.GPT2LMHeadModel.from_pretrained({str(gpt2)!r})\n"
-        "engine = hasten.init_inference(model, mp_size=2, device='cpu')\n"
+        f"engine = hasten.init_inference(model, {size}=2, device='cpu')\n"
         "for i, event in enumerate(engine.generate([[5, 6, 7]], max_new_tokens=50, ignore_eos=True, stream=True)):\n"
         "    if i == 20 and os.environ['RANK'] == '1':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -110,10 +110,10 @@ def test_one_block_at_a_time_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
     import weakref
 
-    from hasten.inject import certificate
+    from hasten.inject import watch
 
     wide: list[weakref.ref[Tensor]] = []
-    real = certificate._widened
+    real = watch._widened
 
     def widened(*args: Any) -> Any:
         assert all(w() is None for w in wide)
@@ -121,7 +121,7 @@ def test_one_block_at_a_time_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
         wide.extend(weakref.ref(m.weight) for m in (made.attention.qkv, made.attention.out))
         return made
 
-    monkeypatch.setattr(certificate, "_widened", widened)
+    monkeypatch.setattr(watch, "_widened", widened)
     gc.disable()  # nothing may wait for a collection
     try:
         hasten.init_inference(build(TINY["llama"], torch.bfloat16), certify=True)

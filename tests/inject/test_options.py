@@ -89,6 +89,7 @@ DEEPSPEED: list[tuple[str, tuple[str, ...], Any]] = [
     ("module_key", (), "module"),
 ]
 OURS = {"certify", "keep_originals", "merge_adapters", "skip_padding", "batch_invariant", "device", "backend"}
+OURS |= {"pp_size", "pipeline_parallel"} | {f"pipeline_parallel.{n}" for n in ("pp_size", "pp_group", "layers")}
 # our default where it is ours
 DIFFERENT = {"replace_with_kernel_inject": True, "dtype": None, "max_out_tokens": None, "enable_cuda_graph": None}
 
@@ -139,6 +140,9 @@ OTHER: dict[str, Any] = {
     "tensor_parallel.tp_grain_size": 1,
     "tensor_parallel.mpu": mpu(2),
     "tensor_parallel.tp_group": group(2),
+    "pipeline_parallel.pp_size": 2,
+    "pipeline_parallel.layers": (3, 2),
+    "pipeline_parallel.pp_group": group(2),
     "moe.enabled": False,
     "moe.ep_size": 2,
     "moe.moe_experts": [4, 8],
@@ -158,6 +162,7 @@ OTHER: dict[str, Any] = {
     "quant.weight.post_init_quant": {"num_bits": 8},
     "quant.qkv.enabled": True,
     "mp_size": 2,
+    "pp_size": 2,
     "mpu": mpu(2),
     "ep_size": 2,
     "ep_group": group(2),
@@ -211,7 +216,11 @@ def test_no_two_keys_of_a_section_share_a_spelling():
     assert len(set(spellings)) == len(spellings)
 
 
-BESIDE: dict[str, dict[str, Any]] = {"moe.ep_size": {"mp_size": 2}, "ep_size": {"mp_size": 2}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "moe.ep_size": {"mp_size": 2},
+    "ep_size": {"mp_size": 2},
+    "pipeline_parallel.layers": {"pp_size": 2},
+}
 """What has to be given beside a value of OTHER."""
 
 
@@ -371,6 +380,18 @@ def test_groups_that_hold_the_model_agree_on_their_size():
     assert "mp_size has 1 (keyword argument) and mpu has 2 (keyword argument)" in failure(mp_size=1, mpu=two)
     assert "must be 1 or the number of processes" in failure(ep_size=2)
     assert "groups of their own for experts arrive" in failure(ep_group=group(2))
+
+
+def test_stages_are_counted_apart_from_the_ranks_that_divide_a_layer():
+    both = SimpleNamespace(
+        get_tensor_model_parallel_world_size=lambda: 2, get_pipeline_model_parallel_world_size=lambda: 3
+    )
+    assert Options.parse(mpu=both, mp_size=2, pp_size=3, pipeline_parallel={"pp_group": group(3)}).pp_size == 3
+    assert Options.parse(mpu=mpu(2), pp_size=3).pp_size == 3  # the unit knows of no stages
+    assert "pp_size has 2 (keyword argument) and mpu has 3 (keyword argument)" in failure(mpu=both, pp_size=2)
+    assert "counts the layers of 3 stages, and pp_size is 2" in failure(pp={"pp_size": 2, "layers": [1, 2, 3]})
+    assert Options.parse(pp_size=2, batch_invariant=True).batch_invariant
+    assert "divided among 2 processes" in failure(pp_size=2, kernel_inject=False)
 
 
 def test_a_number_stands_for_a_sections_size():

@@ -73,11 +73,11 @@ def test_a_call_and_the_state_of_a_divided_model(name: str, size: int) -> None:
         assert here < whole
 
 
-def generated(name: str, size: int) -> list[Any]:
+def generated(name: str, given: dict[str, Any]) -> list[Any]:
     """What differs between one process and several in generation."""
     theirs: Any
     theirs, alone, engine = build(TINY[name]), build(TINY[name]), build(TINY[name])
-    alone, engine = hasten.init_inference(alone), hasten.init_inference(engine, mp_size=size)
+    alone, engine = hasten.init_inference(alone), hasten.init_inference(engine, **given)
     wrong: list[Any] = []
 
     def same(what: str, make: Callable[[Any], Any]) -> None:
@@ -106,7 +106,7 @@ def test_generation_in_step(name: str) -> None:
     size = next((n for n in (4, 2, 3) if fits(name, n)), None)
     if size is None:
         pytest.skip("it has no equal parts")
-    assert ranks.run(size, generated, name, size) == [[]] * size
+    assert ranks.run(size, generated, name, {"mp_size": size}) == [[]] * size
 
 
 def own_group() -> list[bool]:
@@ -140,11 +140,11 @@ def test_the_group_of_an_mpu_or_of_the_user() -> None:
     assert ranks.run(4, own_group) == [[True] * 4] * 4
 
 
-def worked_on() -> list[str]:
+def worked_on(given: dict[str, Any]) -> list[str]:
     """Detours, load_state_dict, deep copies, to(), casts and the certificate."""
     theirs: Any
     theirs, model = build(TINY["bloom"]), build(TINY["bloom"])
-    engine = hasten.init_inference(model, mp_size=2, certify=True)
+    engine = hasten.init_inference(model, **given, certify=True)
     wrong = [] if engine.certificate is not None and engine.certificate.passed else [str(engine.certificate)]
     with torch.no_grad():
 
@@ -165,19 +165,19 @@ def worked_on() -> list[str]:
         model.load_state_dict(other)
         same("a copy stays", theirs, twin)
         theirs.load_state_dict(other)
-        same("loaded", theirs, engine)
+        same("loaded", theirs, engine, 1e-4)
         engine.module.to(torch.float64)
         same("moved", theirs.to(torch.float64), engine)
     return wrong
 
 
 def test_what_users_do_with_a_divided_model() -> None:
-    assert ranks.run(2, worked_on) == [[]] * 2
+    assert ranks.run(2, worked_on, {"mp_size": 2}) == [[]] * 2
 
 
-def cast() -> list[bool]:
+def cast(given: dict[str, Any]) -> list[bool]:
     theirs, model = build(TINY["llama"]), build(TINY["llama"])
-    engine = hasten.init_inference(model, mp_size=2, dtype=torch.bfloat16, keep_originals=True)
+    engine = hasten.init_inference(model, **given, dtype=torch.bfloat16, keep_originals=True)
     dtypes = {w.dtype for w in engine.backbones[0].transformer.weights.values()}
     engine.revert()
     state = model.state_dict()
@@ -185,7 +185,7 @@ def cast() -> list[bool]:
 
 
 def test_a_cast_that_keeps_originals_comes_back_exact() -> None:
-    assert ranks.run(2, cast) == [[True, True]] * 2
+    assert ranks.run(2, cast, {"mp_size": 2}) == [[True, True]] * 2
 
 
 def refused(given: dict[str, Any], size: int, unlike: str = "") -> str:
@@ -234,11 +234,12 @@ def test_one_process_alone_says_how_to_start_several(monkeypatch: pytest.MonkeyP
 
 
 def test_a_group_that_exchanges_nothing_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hasten.inject import joining
+    from hasten.inject import groups
 
     world: Any = SimpleNamespace(size=lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
     monkeypatch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
     with pytest.raises(ConfigError, match=r"computes on cpu, .*it has nccl for cuda.*with gloo"):
-        joining.join(1, None, world, torch.device("cpu"))
-    assert joining.join(1, None, SimpleNamespace(size=lambda: 1), torch.device("cpu")) is None
+        groups.join(groups.Asked(tp_group=world), torch.device("cpu"))
+    alone = SimpleNamespace(size=lambda: 1)
+    assert groups.join(groups.Asked(tp_group=alone, pp_group=alone), torch.device("cpu")).everyone is None

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hasten.ops import Matrix, linear, up
-from hasten.ops.region import project
+from hasten.ops import Matrix, linear, norm, up
+from hasten.ops.region import project, project_normed
 from hasten.spec import Mlp
 from tests.ops.arguments import convert, matrix, norm_layer, random
 
@@ -67,6 +67,15 @@ def test_a_split_product_leaves_sums_that_add_up(splits: int, device: str, dtype
     )  # nine steps: the last program may have none
     sums = product(x, m, replace(SMALL, splits=splits), device, 50)
     close(sums.double().sum(0), linear.reference(*convert((x, m), torch.float64)), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("splits", [1, 2, 3])
+def test_a_sum_of_one_step_a_program(splits: int, device: str, dtype: torch.dtype) -> None:  # noqa: F811
+    x, m = random(37, 112, dtype=dtype), matrix(dtype, 50, 112, bias=splits == 1)  # the last program has half or none
+    shape = GemmLaunch(rows=16, columns=32, depth={1: 128}.get(splits, 64), splits=splits, group=2, warps=4, stages=1)
+    got = product(x, m, shape, device, 50).double()
+    close(got if splits == 1 else got.sum(0), linear.reference(*convert((x, m), torch.float64)), dtype)
 
 
 @DTYPES
@@ -160,9 +169,21 @@ def test_sums_are_added_up_and_finished(inner: Any, outer: Any, device: str, dty
     x = sums.double().sum(0).view(2, 5, 37)
     rest = (*norms, 0.5, own)
     want = project.reference(x, eye, *convert((residual, *rest), torch.float64))
-    got = add_up(*(onto(t, device) for t in (sums, bias, residual, *rest)))  # pyright: ignore[reportCallIssue]
-    assert got.dtype == dtype
+    got, none = add_up(*(onto(t, device) for t in (sums, bias, residual, *rest)))  # pyright: ignore[reportCallIssue]
+    assert got.dtype == dtype and none is None
     close(got, want, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_norm_of_the_finished_sum(kind: str, device: str, dtype: torch.dtype) -> None:  # noqa: F811
+    sums, bias, residual = torch.randn(2, 5, 37) / 2, random(37, dtype=dtype), random(5, 37, dtype=dtype)
+    outer, then = norm_layer(dtype, 37, kind="layer"), norm_layer(dtype, 37, kind=kind, bias=kind == "layer")
+    given = [onto(t, device) for t in (sums, bias, residual, None, outer, 0.5, None, then)]
+    alone, _ = add_up(*given[:-1])  # pyright: ignore[reportArgumentType]
+    got, normed = add_up(*given)  # pyright: ignore[reportArgumentType]
+    assert normed is not None and normed.dtype == dtype and got.equal(alone)
+    close(normed, norm(got.cpu().double(), convert(then, torch.float64)), dtype)
 
 
 # ---- regions
@@ -179,11 +200,17 @@ def test_regions_take_the_kernels(device: str, dtype: torch.dtype, monkeypatch: 
         (up, (x, norm_layer(dtype, 128), gate, Mlp(48, "silu", True, True))),
         (project, (x, plain, residual, None, norm_layer(dtype, 48), 1.0, None)),
         (project, (x, plain, residual, None, None, 0.5, None)),
+        (project_normed, (x, plain, residual, None, None, 0.5, None, norm_layer(dtype, 48))),
     ]
     for op, arguments in calls:
         mine = next(i for i in op.implementations if i.run.__module__ == many_rows.__name__)
         assert mine.accepts(*arguments)
         got = mine.run(*(onto(a, device) for a in arguments))
+        if op is project_normed:
+            got, normed = got
+            close(normed, norm(got.cpu().double(), convert(arguments[-1], torch.float64)), dtype)
+            op = project
+            arguments = arguments[:-1]
         want = op.reference(*convert(arguments, torch.float64))
         bound = TOLERANCES[dtype] * 2  # the norm before `up` rounds too
         torch.testing.assert_close(got.cpu().double(), want, rtol=bound, atol=bound)
@@ -225,7 +252,8 @@ def test_linear_leaves_to_others_what_they_do_better(change: Any) -> None:
         (128, "gelu_tanh", False, True, True),
         (128, "silu", True, False, True),
         (129, "gelu", False, True, False),
-        (4096, "gelu", False, True, False),  # what cuBLAS makes lies in the cache
+        (2048, "gelu", False, True, False),  # what cuBLAS makes lies in the cache
+        (4096, "gelu", False, True, True),
         (12608, "gelu", False, True, True),
         (12608, "gelu_tanh", False, True, False),  # cuBLAS applies it
         (12608, "gelu_tanh", False, False, True),
@@ -246,10 +274,13 @@ def test_activations_behind_many_rows(rows: int, act: str, gated: bool, bias: bo
     ("rows", "columns", "depth", "splits", "tile", "shares"),
     [
         (128, 4096, 1024, False, (128, 32), 1),
-        (128, 1024, 1024, True, (128, 32), 2),
+        (128, 1024, 1024, True, (64, 64), 2),
+        (128, 1024, 512, True, (128, 32), 1),
+        (128, 1024, 1040, True, (128, 32), 2),
         (128, 1024, 4096, True, (128, 32), 4),
         (128, 1024, 1024, False, (128, 32), 1),
-        (197, 1024, 1024, True, (128, 64), 2),
+        (197, 1024, 1024, True, (64, 64), 2),
+        (256, 2048, 1024, True, (128, 64), 2),
         (197, 1024, 4096, True, (128, 64), 4),
         (512, 1024, 4096, True, (128, 64), 2),
     ],

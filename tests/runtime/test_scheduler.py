@@ -109,18 +109,20 @@ def hear(scheduler: Scheduler, rows: list[Row], steps: int = 1, ends: Ends = no_
     st.integers(1, 6),
     st.integers(1, 5),
     st.booleans(),
+    st.booleans(),
 )
 def test_passes_that_begin_before_the_last_one_is_heard_neither_leak_nor_share_a_page(
-    sizes: list[tuple[int, int]], limit: int, size: int, budget: int, most: int, places: int, stopping: bool
+    sizes: list[tuple[int, int]], limit: int, size: int, budget: int, most: int, places: int, stops: bool, apart: bool
 ) -> None:
+    """apart: two passes have nothing to do with each other, and one step each, as stages want them."""
     pages, cache = Pages(limit), Cache(size)
-    scheduler = Scheduler(pages, size, budget, places=places)
+    scheduler = Scheduler(pages, size, budget, places=places, lanes=2 if apart else 1)
     lines = [sequence(i, *n) for i, n in enumerate(sizes) if -(-(sum(n) - 1) // size) <= limit]
     for s in lines:
         scheduler.add(s)
 
     def ends(s: Sequence, length: int) -> bool:
-        return stopping and random.Random(s.request.index * 99 + length).random() < 0.3
+        return stops and random.Random(s.request.index * 99 + length).random() < 0.3
 
     under_way, finished = list[tuple[list[Row], int]](), list[Sequence]()
     for _ in range(3000):
@@ -139,7 +141,8 @@ def test_passes_that_begin_before_the_last_one_is_heard_neither_leak_nor_share_a
         last = [row.sequence for row in under_way[-1][0] if row.samples] if under_way else []
         unheard = [row for row in rows if row.stop > len(row.sequence.tokens)]
         assert all(row.sequence in last and row.stop - row.start == 1 for row in unheard), "who says these tokens?"
-        single = all(row.samples and row.stop - row.start == 1 for row in rows)
+        assert not (apart and unheard), "no pass tells another"
+        single = not apart and all(row.samples and row.stop - row.start == 1 for row in rows)
         steps = scheduler.ahead(rows, most) if single else 1
         cache.run(rows, frozenset(), steps)
         scheduler.advance(rows, steps)

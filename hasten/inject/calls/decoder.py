@@ -50,12 +50,14 @@ def run(b: Backbone, a: Arguments) -> Any:
     positions = a.get("position_ids")
     if positions is None:
         positions = count_positions(e, x, seen, past)
-    store = None if cache is None else HfStore(cache, past, tokens, x.device)
+    store = None if cache is None else HfStore(cache, past, tokens, x.device, b.here)
     ctx = Dense(positions, past=past, seen=seen, masks=masks, store=store, buckets=b.transformer.buckets)
     table = b.module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
     scaled = isinstance(table, nn.Embedding) and type(table) is not nn.Embedding  # a table that scales: vectors are
     h = b.transformer.embed(x, positions, scaled=scaled)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    if store is not None:
+        store.stand_in(len(b.tower.blocks), last)
     kept: dict[str, Any] = {KEPT: cache if default(b, a, "use_cache") else None}
     return give(DecoderOutput(last_hidden_state=last, hidden_states=states, **kept), b, a)
 

@@ -89,7 +89,7 @@ def _reads_masks(b: Backbone, x: Tensor, mask: Tensor | None) -> bool:
         return False
     if forced() is not None:
         return forced() == "triton"
-    dtype = x.dtype if x.is_floating_point() else b.transformer.weights["tokens"].dtype
+    dtype = x.dtype if x.is_floating_point() else b.transformer.like.dtype
     return _same_kernel(b.attentions, x.shape[1], dtype, x.device)
 
 

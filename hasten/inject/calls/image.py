@@ -112,7 +112,7 @@ def _biases(b: Backbone, pixels: Tensor, tokens: int, interpolate: bool) -> Call
     grid = tuple(n // p for n, p in zip(pixels.shape[2:], b.tower.embed.patch, strict=True))
 
     def bias(i: int) -> Tensor | None:
-        each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in _biased(b, i)]
+        each: list[Tensor] = [_bias(m, grid, tokens, interpolate) for m in _biased(b, b.here[i])]
         return b.transformer.place.own(torch.stack(each).sum(0).float(), 1) if each else None
 
     return bias

@@ -61,18 +61,21 @@ def decode(b: Backbone, a: Arguments) -> Any:
     positions = a.get("position_ids")
     if positions is None:
         positions = count_positions(e, x, seen, past)
+    store = None if cache is None else HfStore(cache, past, tokens, x.device, b.here)
     ctx = Dense(
         positions,
         past=past,
         seen=seen,
         masks=masks,
-        store=None if cache is None else HfStore(cache, past, tokens, x.device),
+        store=store,
         memory=a["encoder_hidden_states"],
         memory_seen=hiding(a.get("encoder_attention_mask")),
         buckets=b.transformer.buckets,
     )
     h = b.transformer.embed(x, positions)
     last, states = run_blocks(b, h, ctx, bool(default(b, a, "output_hidden_states")))
+    if store is not None:
+        store.stand_in(len(b.tower.blocks), last)
     kept: dict[str, Any] = {KEPT: cache if default(b, a, "use_cache") else None}
     output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=states, **kept)
     return give(output, b, a)

@@ -118,26 +118,29 @@ def attend_rows(
         there = (key < stop)[:, None] & (i < HEAD_DIM)[None, :]
         key_at = key.to(tl.int64)[:, None]
         kt = tl.load(k + k_at + key_at * k_token + i[None, :], mask=there, other=0.0).to(DOT)
-        score = tl.dot(query, tl.trans(kt), input_precision="ieee") * scale
+        score, factor = tl.dot(query, tl.trans(kt), input_precision="ieee"), scale
         if softcap is not None:
-            score = softcap * tanh(score / softcap)
-        seen = (here < queries)[:, None] & (key < stop)[None, :]
+            score, factor = softcap * tanh(score * (scale / softcap)), 1.0
+        shown = key < stop
+        if PADDING:
+            row = mask + r.to(tl.int64) * mask_batch + head * mask_head
+            shown &= tl.load(row + key * mask_key, mask=shown, other=0) != 0
+        # what is hidden from every query costs one fused addition, and no choice for each score
+        score = score * (factor * LOG2E) + tl.where(shown, 0.0, float("-inf"))[None, :]
+        within = (here < queries)[:, None] & (key < stop)[None, :]
         if bias is not None:
             where = r.to(tl.int64) * bias_batch + head * bias_head
             where += here.to(tl.int64)[:, None] * bias_query + key[None, :] * bias_key
-            score += tl.load(bias + where, mask=seen, other=0.0).to(tl.float32)
-        if mask is not None:
+            score += tl.load(bias + where, mask=within, other=0.0).to(tl.float32) * LOG2E
+        if mask is not None and not PADDING:
             where = r.to(tl.int64) * mask_batch + head * mask_head
-            if PADDING:
-                seen &= (tl.load(mask + where + key * mask_key, mask=key < stop, other=0) != 0)[None, :]
-            else:
-                where += here.to(tl.int64)[:, None] * mask_query + key[None, :] * mask_key
-                seen &= tl.load(mask + where, mask=seen, other=0) != 0
+            where += here.to(tl.int64)[:, None] * mask_query + key[None, :] * mask_key
+            score = tl.where(tl.load(mask + where, mask=within, other=0) != 0, score, float("-inf"))
         if CAUSAL:
-            seen &= key[None, :] <= here[:, None]
+            seen = key[None, :] <= here[:, None]
             if window is not None:
                 seen &= key[None, :] > here[:, None] - window
-        score = tl.where(seen, score * LOG2E, float("-inf"))
+            score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
         share = tl.math.exp2(score - base[:, None])
@@ -152,7 +155,7 @@ def attend_rows(
         base = tl.maximum(peak, sink)
         y = y * tl.math.exp2(peak - base)[:, None]
         total = total * tl.math.exp2(peak - base) + tl.math.exp2(sink - base)
-    y = y / tl.where(total > 0.0, total, 1.0)[:, None]  # a query that sees nothing gets zeros
+    y *= (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]  # a query that sees nothing gets zeros
     into = ((out_at + here) * heads + head)[:, None] * HEAD_DIM + i[None, :]
     tl.store(out + into, y.to(out.dtype.element_ty), mask=inside)
 
@@ -172,7 +175,7 @@ class RowsLaunch:
 
 @lru_cache(1024)
 def rows_launch(queries: int, tokens: int, heads: int, head_dim: int, wide: bool, processors: int) -> RowsLaunch:
-    """Tiles as high as a sequence, up to 128; of 64 where that leaves processors idle, and then with more keys a step.
+    """Tiles as high as a sequence, up to 128; of 64 where that leaves processors idle, and short keys then in one step.
 
     queries: of one sequence, or on average. tokens: of all sequences. wide: float32 operands.
     """
@@ -184,7 +187,8 @@ def rows_launch(queries: int, tokens: int, heads: int, head_dim: int, wide: bool
     warps = 8 if rows == 128 or dim > 128 else 4
     if wide or dim > 128:
         return RowsLaunch(rows=rows, keys=32, dim=dim, warps=warps, stages=1 if wide else 2)
-    return RowsLaunch(rows=rows, keys=128 if rows < 128 and dim <= 64 else 64, dim=dim, warps=warps, stages=3)
+    once = rows < 128 and dim <= 64 and queries <= 128
+    return RowsLaunch(rows=rows, keys=128 if once else 64, dim=dim, warps=warps, stages=2 if once else 3)
 
 
 def _serves(q: Tensor, k: Tensor, v: Tensor, a: Attention, *more: Tensor | None) -> bool:

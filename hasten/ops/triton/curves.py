@@ -24,14 +24,17 @@ def tanh(x):
 
 @triton.jit
 def gelu(x):
-    """x times the normal distribution's integral, to 3e-7 of 1 + |x| and 2e-6 of its value.
+    """x times the normal distribution's integral, to 6e-7 of 1 + |x| and 9e-6 of its value down to -6.5.
 
-    The integral's tail is exp(-x x / 2) times a polynomial in 1 / (1 + 0.34 |x|), fitted to 2e-7 of its value. That is
-    a quarter of what erf costs, which would be seen behind a product, and keeps what 1 + erf cancels left of zero.
+    The integral's tail is two to the power of a polynomial, fitted to its logarithm: no quotient and no erf, which
+    behind a product of thousands of rows would be seen. Below -6.5 it stays what it is there, 4e-11.
     """
-    a = tl.minimum(tl.abs(x), 100.0)  # infinity times no share is not a number
-    t = 1.0 / (1.0 + 0.34 * a)
-    p = 0.2720432480031576 + t * (-0.2047534895959589 + t * 0.045733467689045966)
-    p = 0.12862878367388866 + t * (0.16068771705728696 + t * (-0.03848462296044826 + t * p))
-    tail = t * (0.13614479474837468 + t * p) * tl.exp(-0.5 * a * a)
-    return tl.where(x < 0.0, 0.0, x) - a * tail  # a NaN stays one
+    a = tl.minimum(tl.abs(x), 6.5)
+    p = 5.993729428155348e-05 + a * -1.7578048527866486e-06
+    p = -0.0009163701324723661 + a * p
+    p = 0.00844742264598608 + a * p
+    p = -0.05382460728287697 + a * p
+    p = -0.45861557126045227 + a * p
+    p = -1.1511802673339844 + a * p
+    p = -1.0000038146972656 + a * p
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) - a * tl.math.exp2(p)  # a NaN stays one

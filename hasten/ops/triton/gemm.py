@@ -23,6 +23,7 @@ from hasten.ops.triton.arrange import cdiv, interpreted, on
 from hasten.ops.triton.launch import dependent, go, wait
 
 ROOM = 200 * 1024  # bytes of a processor's shared memory for steps in flight
+HALF = 512  # columns of x and of the matrix whose tiles of 64 rows fit into shared memory at once, and leave room
 FEW = 256  # rows up to which weights are sent for early: more rows wait for arithmetic
 
 
@@ -66,10 +67,14 @@ def gemm_tile(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
+    WHOLE: tl.constexpr,
     DOT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """x and w are descriptors of matrices, w that of `weights`; what lies beyond their ends is read as zeros."""
+    """x and w are descriptors of matrices, w that of `weights`; what lies beyond their ends is read as zeros.
+
+    WHOLE: a program's sum is one step, whose weights are in shared memory before the kernel that makes x has ended.
+    """
     go(PDL)
     # tiles in groups of GROUP rows of tiles, so that programs that run together share what they read
     tile = tl.program_id(0)
@@ -87,17 +92,21 @@ def gemm_tile(
         send_for(weights, left, columns, first, stop, w_row, COLUMNS, PIECES)
         if GATED:
             send_for(weights + columns.to(tl.int64) * w_row, left, columns, first, stop, w_row, COLUMNS, PIECES)
-    wait(PDL)
-
-    y = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if GATED:
-        u = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for at in range(first, stop, DEPTH):
-        a, b = x.load([top, at]), w.load([left, at])
-        y = tl.dot(a.to(DOT), b.to(DOT).T, y, input_precision="ieee")
+    if WHOLE:
+        b = w.load([left, first])
+        wait(PDL)
+        y = tl.dot(x.load([top, first]).to(DOT), b.to(DOT).T, input_precision="ieee")
+    else:
+        wait(PDL)
+        y = tl.zeros((ROWS, COLUMNS), tl.float32)
         if GATED:
-            c = w.load([columns + left, at])
-            u = tl.dot(a.to(DOT), c.to(DOT).T, u, input_precision="ieee")
+            u = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for at in range(first, stop, DEPTH):
+            a, b = x.load([top, at]), w.load([left, at])
+            y = tl.dot(a.to(DOT), b.to(DOT).T, y, input_precision="ieee")
+            if GATED:
+                c = w.load([columns + left, at])
+                u = tl.dot(a.to(DOT), c.to(DOT).T, u, input_precision="ieee")
 
     m, n = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
@@ -137,8 +146,11 @@ class GemmLaunch:
 def gemm_launch(rows: int, columns: int, depth: int, gated: bool, splits: bool, processors: int) -> GemmLaunch:
     """Tiles as narrow as keeps the processors busy, six steps of the sum in flight, and split sums if allowed.
 
-    depth: of the sum. gated: two products a tile. splits: whether the caller can add up.
+    A short sum that may be split is two halves, each one step. depth: of the sum. gated: two products a tile. splits:
+    whether the caller can add up.
     """
+    if splits and HALF < depth <= 2 * HALF and cdiv(rows, 64) * cdiv(columns, 64) * 2 <= processors:
+        return GemmLaunch(64, 64, HALF, 2, 8, 4, 1)
     across = 32 if rows <= 128 or gated else 64
     tiles = cdiv(rows, 128) * cdiv(columns, across)
     most = max(depth // 512, 1) if splits else 1  # a sum no shorter than eight steps a program
@@ -184,7 +196,8 @@ def multiply(
     columns = m.weight.shape[0] // 2 if gated else m.weight.shape[0]
     tiles = cdiv(rows, shape.rows) * cdiv(columns, shape.columns)
     dot: Any = torch.float32 if interpreted() and x.dtype == torch.bfloat16 else x.dtype
-    ahead = rows <= FEW and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
+    whole = not gated and cdiv(depth, shape.depth) <= shape.splits
+    ahead = rows <= FEW and not whole and m.weight.itemsize == 2 and m.weight.data_ptr() % 16 == 0
     with on(x):
         gemm_tile[(tiles, shape.splits)](
             TensorDescriptor.from_tensor(x, [shape.rows, shape.depth]),
@@ -208,6 +221,7 @@ def multiply(
             DEPTH=shape.depth,
             GROUP=shape.group,
             PIECES=max(shape.warps * 32 // shape.columns, 1) if ahead else 0,
+            WHOLE=whole,
             DOT=getattr(tl, str(dot).removeprefix("torch.")),
             num_warps=shape.warps,
             num_stages=shape.stages,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hasten.ops.linear import Matrix, linear
 from hasten.ops.norm import NormLayer, norm
-from hasten.ops.region import project, up
+from hasten.ops.region import project, project_normed, up
 from hasten.ops.settle import settle
 from hasten.ops.table import is_invariant
 from hasten.ops.triton.act import CURVES
@@ -31,7 +31,7 @@ FEWEST = 97  # rows that fill enough of a tile of 128; fewer than 65 are product
 ONE_TILE = 128  # rows up to which a product alone is faster than cuBLAS' too, if it has enough columns
 COLUMNS = 2048
 BY_CUBLAS = frozenset(("relu", "gelu_tanh"))  # activations that it applies itself, behind a bias
-CACHED = 2**24  # numbers of 16 bits that the second-level cache holds, for the kernel of the activation behind
+CACHED = 2**23  # numbers of 16 bits that the second-level cache holds well, for the kernel of the activation behind
 SMALL = 2**22  # numbers of a matrix that is read in so little time that the gap before it counts
 
 
@@ -118,24 +118,66 @@ def _(
     scale: float,
     layer_scale: Tensor | None,
 ) -> Tensor:
+    return _project(x, m, residual, inner, outer, scale, layer_scale, None)[0]
+
+
+def _accepts_project_normed(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+    then: NormLayer,
+) -> bool:
+    """Where sums are added up by rows, whose norm then is at hand."""
+    mine = _accepts_project(x, m, residual, inner, outer, scale, layer_scale) and not is_invariant()
+    return mine and _few(x, m, FEW) and _launch(x, m, False, True).splits > 1
+
+
+@project_normed.register("triton", devices="cuda", accepts=_accepts_project_normed)
+def _(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+    then: NormLayer,
+) -> tuple[Tensor, Tensor | None]:
+    return _project(x, m, residual, inner, outer, scale, layer_scale, then)
+
+
+def _project(
+    x: Tensor,
+    m: Matrix,
+    residual: Tensor,
+    inner: NormLayer | None,
+    outer: NormLayer | None,
+    scale: float,
+    layer_scale: Tensor | None,
+    then: NormLayer | None,
+) -> tuple[Tensor, Tensor | None]:
     wide = _wide(x, m)
     if inner is None and outer is None and wide is not None:
         out = x.new_empty(residual.shape)
         multiply_wide(
             flat(x), m, out.flatten(0, -2), wide, residual=flat(residual), scale=scale, layer_scale=layer_scale
         )
-        return out
+        return out, None
     shape = _launch(x, m, False, True)
     if shape.splits > 1:
         sums = torch.empty(shape.splits, *flat(residual).shape, dtype=torch.float32, device=x.device)
         multiply(flat(x), m, sums, shape)
-        return add_up(sums, m.bias, residual, inner, outer, scale, layer_scale)
+        return add_up(sums, m.bias, residual, inner, outer, scale, layer_scale, then)
     out = x.new_empty(residual.shape)
     if inner is None and outer is None:
         multiply(flat(x), m, out.flatten(0, -2), shape, residual=flat(residual), scale=scale, layer_scale=layer_scale)
-        return out
+        return out, None
     multiply(flat(x), m, out.flatten(0, -2), shape)
-    return settle(out, residual, inner, outer, scale, layer_scale)
+    return settle(out, residual, inner, outer, scale, layer_scale), None
 
 
 def _launch(x: Tensor, m: Matrix, gated: bool, splits: bool) -> GemmLaunch:

@@ -15,6 +15,7 @@ import triton
 import hasten.ops.triton  # noqa: F401 - registers the launchers
 from hasten.ops.triton.compiled import HOPPER, Binary, compiling, inspect
 from hasten.ops.triton.samples import SAMPLES, Sample
+from hasten.ops.triton.samples_encoders import ENCODERS
 from hasten.ops.triton.samples_one_row import ONE_ROW
 
 BANDWIDTHS = {"H100": 3.0e12, "H200": 4.3e12}  # bytes per second that a plain copy moves, read and written
@@ -50,7 +51,7 @@ def compile_all() -> list[tuple[Sample, Binary]]:
     """Every kernel of every sample, compiled for Hopper; a sample that launches none that is new is a bug of it."""
     found = []
     with compiling() as driver:
-        for sample in (*SAMPLES, *ONE_ROW):
+        for sample in (*SAMPLES, *ENCODERS, *ONE_ROW):
             driver.loaded.clear()
             sample.run()
             assert driver.loaded, f"{sample}: no new kernel"

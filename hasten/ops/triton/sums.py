@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +27,10 @@ def settle_sums(
     outer_weight,
     outer_bias,
     layer_scale,
+    then_weight,
+    then_bias,
     out,
+    normed,
     rows,
     width,
     residual_row,
@@ -35,10 +39,14 @@ def settle_sums(
     inner_offset,
     outer_eps,
     outer_offset,
+    then_eps,
+    then_offset,
     INNER: tl.constexpr,
     INNER_WIDE: tl.constexpr,
     OUTER: tl.constexpr,
     OUTER_WIDE: tl.constexpr,
+    THEN: tl.constexpr,
+    THEN_WIDE: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -58,6 +66,11 @@ def settle_sums(
     c = None
     if outer_bias is not None:
         c = tl.load(outer_bias + i, mask=own, other=0.0)[None, :]
+    if then_weight is not None:
+        h = tl.load(then_weight + i, mask=own, other=0.0)[None, :]
+    d = None
+    if then_bias is not None:
+        d = tl.load(then_bias + i, mask=own, other=0.0)[None, :]
     y = tl.zeros((1, BLOCK), tl.float32)
     if bias is not None:
         y += tl.load(bias + i, mask=own, other=0.0).to(tl.float32)[None, :]
@@ -72,7 +85,11 @@ def settle_sums(
     y = y * scale + tl.load(beside, mask=inside, other=0.0).to(tl.float32)
     if OUTER != "none":
         y = normalized(y, inside, g, c, width, outer_eps, outer_offset, OUTER, OUTER_WIDE, out.dtype.element_ty)
-    tl.store(out + row * width + i[None, :], y.to(out.dtype.element_ty), mask=inside)
+    y = y.to(out.dtype.element_ty)
+    tl.store(out + row * width + i[None, :], y, mask=inside)
+    if THEN != "none":
+        z = normalized(y.to(tl.float32), inside, h, d, width, then_eps, then_offset, THEN, THEN_WIDE, y.dtype)
+        tl.store(normed + row * width + i[None, :], z.to(y.dtype), mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +113,16 @@ def add_up(
     outer: NormLayer | None,
     scale: float,
     layer_scale: Tensor | None,
-) -> Tensor:
-    """What `project` does behind its product, of float32 sums (splits, rows, width): in residual's dtype and shape."""
+    then: NormLayer | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What `project_normed` does behind its product, of float32 sums (splits, rows, width).
+
+    Both answers have residual's dtype and shape; the second is None without `then`.
+    """
     splits, rows, width = sums.shape
     beside, out = dense(residual).flatten(0, -2), residual.new_empty(residual.shape)
+    normed = None if then is None else torch.empty_like(out)
+    norms = (inner, outer, then)
     shape = sums_launch(width)
 
     with on(sums):
@@ -110,19 +133,23 @@ def add_up(
             *vectors(inner),
             *vectors(outer),
             layer_scale,
+            *vectors(then),
             out,
+            normed,
             rows,
             width,
             beside.stride(0),
             scale,
-            *(e for n in (inner, outer) for e in ((0.0, 0.0) if n is None else (n.spec.eps, n.spec.offset))),
+            *(e for n in norms for e in ((0.0, 0.0) if n is None else (n.spec.eps, n.spec.offset))),
             INNER="none" if inner is None else inner.spec.kind,
             INNER_WIDE=inner is not None and inner.spec.wide,
             OUTER="none" if outer is None else outer.spec.kind,
             OUTER_WIDE=outer is not None and outer.spec.wide,
+            THEN="none" if then is None else then.spec.kind,
+            THEN_WIDE=then is not None and then.spec.wide,
             SPLITS=splits,
             BLOCK=shape.block,
             num_warps=shape.warps,
             **dependent(sums.device),
         )
-    return out
+    return out, normed
