@@ -213,7 +213,7 @@ def refused(given: dict[str, Any], size: int, unlike: str = "") -> str:
         ({"mp_size": 2}, "values", ["rank 1 of 2 loaded another model than rank 0: the parameters' values differ"]),
         ({"mp_size": 2}, "not finite", ["gave it up too. rank 1: WeightError", "finite"]),
         ({"mp_size": 2, "batch_invariant": True}, "", ["batch_invariant=True", "2 processes"]),
-        ({"mp_size": 2, "replace_with_kernel_inject": False}, "", ["replace_with_kernel_inject=False", "2 processes"]),
+        ({"pp_size": 2, "replace_with_kernel_inject": False}, "", ["replace_with_kernel_inject=False", "2 processes"]),
         ({"mp_size": 2, "ep_size": 3}, "", ["ep_size=3", "which is 2"]),
     ],
 )

@@ -12,7 +12,7 @@ from hasten.ops.sample import Choice
 from hasten.spec import Rope
 from tests.ops.arguments import Maker, convert, matrix, norm_layer, random, strided, tensors
 from tests.ops.attention_cases import ATTENDS, PACKED, PAGES, WRITES
-from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, QKVS, ROUTES, SETTLES, SETTLES_OVER, UPS
+from tests.ops.region_cases import EXPERTS, HEADS, PROJECTS, PROJECTS_NORMED, QKVS, ROUTES, SETTLES, SETTLES_OVER, UPS
 from tests.ops.stack_cases import STACKS
 from tests.ops.step_cases import ADVANCES, EMBEDS
 
@@ -130,6 +130,7 @@ CASES: dict[str, dict[str, Maker]] = {
     "experts": EXPERTS,
     "qkv": QKVS,
     "project": PROJECTS,
+    "project_normed": PROJECTS_NORMED,
     "settle": SETTLES,
     "settle_over": SETTLES_OVER,
     "up": UPS,

@@ -127,6 +127,18 @@ PROJECTS: dict[str, Maker] = {
 }
 
 
+def project_normed_case(shape: tuple[int, ...], d: torch.dtype, **more: Any) -> tuple[Any, ...]:
+    return *project_case(shape, d, **more), norm_layer(d, 12)
+
+
+PROJECTS_NORMED: dict[str, Maker] = {
+    "residual": partial(project_normed_case, (2, 3)),
+    "one row": partial(project_normed_case, (1, 1)),
+    "everything": partial(project_normed_case, (11,), inner=True, outer=True, scale=0.3, own=True),
+    "empty": partial(project_normed_case, (0,)),
+}
+
+
 def settle_case(
     shape: tuple[int, ...],
     d: torch.dtype,

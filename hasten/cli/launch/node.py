@@ -145,10 +145,10 @@ def _watch(context: SubprocessContext, node: Node, store: TCPStore, caught: list
     errors = {i: Path(f) for i, f in context.error_files.items()}
     next_look = time.monotonic()
     while not caught:
-        dead = {i: p.poll() for i, p in processes.items()}
         raised = [i for i, f in errors.items() if f.exists()]
+        dead = {i: p.poll() for i, p in processes.items()}  # now, since a death that was heard of has been
         # What ended without a word, in one hundredth of a second with a traceback, is rather its cause than its effect.
-        silent = [i for i, code in dead.items() if code and i not in raised]
+        silent = [i for i, code in dead.items() if code and not errors[i].exists()]
         if silent:
             return silent[0]
         if raised:
