@@ -88,7 +88,8 @@ class InferenceEngine(nn.Module):
     @property
     def _where(self) -> torch.device:
         """Where ranks exchange what they say."""
-        return self.cast.device or next(self.module.parameters()).device
+        own = None if self.division is None else self.division.device
+        return own or self.cast.device or next(self.module.parameters()).device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, on the fused backbones; token ids are checked, and wrong ones have no answer."""

@@ -10,7 +10,7 @@ from torch import nn
 from hasten.checkpoints.split import Cut
 from hasten.errors import UnsupportedModel
 from hasten.inject.cast import Cast
-from hasten.inject.joining import Division
+from hasten.inject.joining import Division, in_step
 from hasten.inject.linears.divided import Meeting, Share
 from hasten.inject.linears.source import Found
 from hasten.inject.linears.trial import Trial
@@ -36,19 +36,12 @@ class Linears:
 
         If anything fails the model is as it was.
         """
+        d = self.division
+        where = d.device or next(self.model.parameters()).device
         try:
-            trial = Trial(self.model, self.plan, self.found.probes)
-        except Exception as error:
-            kinds = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in self.model.parameters()}))
-            raise UnsupportedModel(
-                f"{type(self.model).__name__} does not run whole ({kinds}), so that nothing can be compared: {error}"
-            ) from error
-        try:
-            for share in self.shares:
-                share.install(self.division.device)
-            self._move = Cast(self.model, None, self.division.device, keep=False, apart=self._apart)
-            self._move.apply()
-            self._count(own=True)
+            with in_step(d.group, where, "taking a share of the model"):
+                trial = self._trial()
+                self._divide()
             for m in self.meetings.values():
                 m.install()
             self._agree(trial.failure(self.meetings))
@@ -57,6 +50,23 @@ class Linears:
             raise
         for share in self.shares:
             share.settle()
+
+    def _trial(self) -> Trial:
+        """What the whole model answers."""
+        try:
+            return Trial(self.model, self.plan, self.found.probes)
+        except Exception as error:
+            kinds = ", ".join(sorted({f"{p.dtype} on {p.device}" for p in self.model.parameters()}))
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} does not run whole ({kinds}), so that nothing can be compared: {error}"
+            ) from error
+
+    def _divide(self) -> None:
+        for share in self.shares:
+            share.install(self.division.device)
+        self._move = Cast(self.model, None, self.division.device, keep=False, apart=self._apart)
+        self._move.apply()
+        self._count(own=True)
 
     def remove(self) -> None:
         """The model as it was; once it is installed, all ranks have to call this."""
