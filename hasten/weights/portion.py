@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hasten.weights.fetch import Binding, fetch, stored
 from hasten.weights.plan import Param
-from hasten.weights.shard import Split, cut, shard, share
+from hasten.weights.shard import Split, shard, share, split_of
 
 Index = tuple[slice, ...]
 MOST = 8
@@ -69,7 +69,7 @@ def portion(b: Binding, rank: int, size: int, experts: Split = "inside") -> Port
 
 def _thin(p: Param, experts: Split) -> Param:
     """The parameter with every axis that ranks do not divide as short as it can be."""
-    divided = cut(p, experts)
+    divided = split_of(p, experts)
     ones: dict[str, Any] = {"parts": (1,) * len(p.parts), "columns": (1,) * len(p.columns)}
     if divided is None or (p.stack and divided[0] == 0):
         return replace(p, **ones)

@@ -107,7 +107,7 @@ def shard(p: Param, t: Tensor, rank: int, size: int, experts: Split = "inside") 
 
     `p` is the whole tower's. A vocabulary is padded with zeros to as many rows on every rank.
     """
-    divided = cut(p, experts)
+    divided = split_of(p, experts)
     if divided is None or size == 1:
         return t
     axis, parts, unit = divided
@@ -124,7 +124,7 @@ def shard(p: Param, t: Tensor, rank: int, size: int, experts: Split = "inside") 
 
 def join(p: Param, shares: Sequence[Tensor], experts: Split = "inside") -> Tensor:
     """The canonical tensor of which these are the shares of all ranks, in their order."""
-    divided, size = cut(p, experts), len(shares)
+    divided, size = split_of(p, experts), len(shares)
     if divided is None or size == 1:
         return shares[0]
     axis, parts, unit = divided
@@ -138,7 +138,7 @@ def join(p: Param, shares: Sequence[Tensor], experts: Split = "inside") -> Tenso
 
 def share(p: Param, size: int, experts: Split = "inside") -> Param:
     """The parameter of which every one of `size` ranks holds one: `shard` gives tensors of its shape."""
-    divided = cut(p, experts)
+    divided = split_of(p, experts)
     if divided is None or size == 1:
         return p
     axis, parts, unit = divided
@@ -154,10 +154,10 @@ def share(p: Param, size: int, experts: Split = "inside") -> Param:
 
 def is_split(p: Param, experts: Split = "inside") -> bool:
     """Whether ranks hold different shares of the parameter."""
-    return cut(p, experts) is not None
+    return split_of(p, experts) is not None
 
 
-def cut(p: Param, experts: Split) -> tuple[int, tuple[int, ...], int] | None:
+def split_of(p: Param, experts: Split) -> tuple[int, tuple[int, ...], int] | None:
     """The axis along which ranks divide a parameter, the lengths of its parts there, and what stays together.
 
     None: every rank holds all of it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from math import prod
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def costs(t: Tower) -> list[int]:
     read = [0] * len(t.blocks)
     for p in params(t):
         if p.block is not None:
-            m, n = t.blocks[p.block].mlp, _numbers(p)
+            m, n = t.blocks[p.block].mlp, prod(p.shape)
             read[p.block] += n * min(m.top_k, p.stack) // p.stack if p.stack and isinstance(m, Moe) else n
     return read
 
@@ -36,7 +37,7 @@ def head_cost(t: Tower) -> int:
     """The numbers that one token reads behind the last block."""
     tied = t.head is not None and t.head.tied
     read = {"head", "final_norm", *(("tokens",) if tied else ())}
-    return sum(_numbers(p) for p in params(t) if p.slot in read)
+    return sum(prod(p.shape) for p in params(t) if p.slot in read)
 
 
 def cut(t: Tower, n: int, each: Sequence[float] | None = None, behind: float | None = None) -> Cuts:
@@ -106,10 +107,3 @@ def renamed(weights: Mapping[str, Tensor], blocks: range) -> dict[str, Tensor]:
         if int(i) in blocks:
             own[f"blocks.{int(i) - blocks.start}.{rest}"] = w
     return own
-
-
-def _numbers(p: Param) -> int:
-    n = 1
-    for length in p.shape:
-        n *= length
-    return n
