@@ -55,9 +55,10 @@ def init_inference(
             filling, reader = _filling(given, options, division), None
             described = [] if division is None else _described(given, options)
             if division is not None and described:
+                check_divisible((b.tower for b in described), division)
                 division = _of_vocabulary(division, given, described)
                 division = replace(division, home=torch.device("cpu") if filling.meta else None)
-                reader = _reader(_plans(given, options), division, where)
+                reader = _reader(described, division, where)
         with in_step(group, where, f"reading checkpoint={options.checkpoint!r:.80}"):
             # of a live model that is divided only the shares go to the device
             whole = where if group is None or (filling.meta and reader is not None) else _home(given)
@@ -78,18 +79,16 @@ def _filling(given: nn.Module, options: Options, division: Division | None) -> F
     try:
         if not filling.meta:
             _parts(given, options, division)
-        if division is not None:
-            check_divisible((b.tower for b in _described(given, options)), division)
     except BaseException:
         filling.undo()
         raise
     return filling
 
 
-def _reader(plans: list[Plan], division: Division, where: torch.device) -> Reader:
+def _reader(backbones: list[Backbone], division: Division, where: torch.device) -> Reader:
     """What this rank reads."""
     away = set[str]()
-    for p in plans:
+    for p in backbones:
         stages = held(p.tower, p.bindings, division)
         away.update(k for b in p.bindings if stages is not None and not stages.here(b) for k in b.keys)
     group, device = division.group, division.device or where

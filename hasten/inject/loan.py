@@ -87,7 +87,7 @@ class Loan:
         for place, k in enumerate(b.keys):
             self.emptied[k] = (b, place, tensors[k].shape)
             self.homes[k] = self.division.home or tensors[k].device
-            tensors[k].data = self.resting(b)
+            tensors[k].data = self.resting(b, tensors[k])
 
     def _leave(self, b: Binding, tensors: Mapping[str, Tensor]) -> None:
         """Nothing of a parameter that another stage holds."""
@@ -149,11 +149,11 @@ class Loan:
                 yield k, made[place].reshape(shape)
             del made  # before the next is gathered
 
-    def resting(self, b: Binding) -> Tensor:
+    def resting(self, b: Binding, live: Tensor) -> Tensor:
         """What a live parameter holds while nobody needs all of it: of a vocabulary this rank's rows, else nothing."""
         own = self.weights.get(b.param.name)
         if own is None:  # another stage's
-            return live_tensors(self.model)[b.keys[0]].detach().new_empty(0)
+            return live.detach().new_empty(0)
         return own if b.param.role == "vocab" else own.new_empty(0)
 
     def at_home(self, key: str, whole: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Loan:
             yield
         finally:
             for k, (b, _, _) in self.emptied.items():
-                tensors[k].data = self.resting(b)
+                tensors[k].data = self.resting(b, tensors[k])
 
     def give_back(self) -> None:
         """Every live parameter gets memory of its own again, with the same values; the loan is over.
@@ -220,7 +220,7 @@ class Loan:
             else:
                 self._take(b, tensors)
         for k, (b, _, _) in self.emptied.items():
-            tensors[k].data = self.resting(b)
+            tensors[k].data = self.resting(b, tensors[k])
 
 
 def divides(division: Division | None, b: Binding) -> bool:

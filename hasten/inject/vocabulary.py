@@ -2,8 +2,8 @@
 
 The table of tokens and the head are modules of the live model, which its own code calls. Their `forward` on the
 instance computes what this rank has the rows for, and the ranks put it together; the stage that has the table tells the
-others. Whoever wants the tables themselves
-(state_dict, load_state_dict, a detour) gets them whole, as everything else that ranks divide.
+others. Whoever wants the tables themselves (state_dict, load_state_dict, a detour) gets them whole, as everything else
+that ranks divide.
 """
 
 from __future__ import annotations
@@ -161,4 +161,5 @@ class Reader:
         for n, b in self.held.items():
             if b.keys[0] in self.loan.emptied:
                 self.loan.refresh(b)
-                getattr(module, n).data = self.loan.resting(b)
+                live = getattr(module, n)
+                live.data = self.loan.resting(b, live)
