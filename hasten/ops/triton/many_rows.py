@@ -11,6 +11,8 @@ every matrix whose rows it can read.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -121,18 +123,9 @@ def _(
     return _project(x, m, residual, inner, outer, scale, layer_scale, None)[0]
 
 
-def _accepts_project_normed(
-    x: Tensor,
-    m: Matrix,
-    residual: Tensor,
-    inner: NormLayer | None,
-    outer: NormLayer | None,
-    scale: float,
-    layer_scale: Tensor | None,
-    then: NormLayer,
-) -> bool:
+def _accepts_project_normed(x: Tensor, m: Matrix, *given: Any) -> bool:
     """Where sums are added up by rows, whose norm then is at hand."""
-    mine = _accepts_project(x, m, residual, inner, outer, scale, layer_scale) and not is_invariant()
+    mine = _accepts_project(x, m, *given[:-1]) and not is_invariant()
     return mine and _few(x, m, FEW) and _launch(x, m, False, True).splits > 1
 
 
