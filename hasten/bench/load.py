@@ -18,12 +18,16 @@ from hasten.bench.peers import HASTEN, PEERS
 from hasten.bench.shapes import make_empty
 from hasten.bench.timing import Job, job, timed
 from hasten.inject.groups import Asked, join
+from hasten.parallel import Group
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
+    """A folder of weights. group: the processes that read it, None where this one does so alone."""
+
     path: str
     bytes: int
+    group: Group | None
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def folder(stand: Stand) -> Iterator[Stored]:
             stand.model.save_pretrained(own)
         path = own if group is None else group.share(own)
         try:
-            yield Stored(path, sum(f.stat().st_size for f in Path(path).glob("*.safetensors")))
+            yield Stored(path, sum(f.stat().st_size for f in Path(path).glob("*.safetensors")), group)
         finally:
             if group is not None:
                 group.share(None)  # nobody reads any more
@@ -48,10 +52,10 @@ def bus(device: torch.device) -> float:
     return there.numel() / min(timed(lambda: here.copy_(there)) for _ in range(5))
 
 
-def jobs(stand: Stand, path: str) -> tuple[dict[str, Job], Callable[[], None]]:
+def jobs(stand: Stand, stored: Stored) -> tuple[dict[str, Job], Callable[[], None]]:
     """Loading by transformers, on the first rank alone, and by Hasten, by title; and what drops what was loaded."""
     kept: list[Any] = []
-    group = join(Asked(tp_size=stand.ranks), stand.device).tensor
+    path, group = stored.path, stored.group
 
     def theirs() -> None:
         from hasten.cli.load import load_model

@@ -108,7 +108,7 @@ class Bench:
         asked = [p.title for p in (PEERS["transformers"], HASTEN) if p is HASTEN or "transformers" in self.peers]
         with load.folder(stand) as stored:
             self._leave(stand)  # what is loaded wants the memory
-            jobs, leave = load.jobs(stand, stored.path)
+            jobs, leave = load.jobs(stand, stored)
             wanted = {title: jobs[title] for title in asked}
             if self.device.type == "cuda":
                 self._note(f"{w}: pinned memory reaches the device at {load.bus(self.device) / 1e9:.1f} GB/s")
