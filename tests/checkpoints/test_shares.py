@@ -68,9 +68,9 @@ def filled(name: str, folder: Any, given: dict[str, Any]) -> tuple[float, bool, 
     needed = sum(_unpadded(one.param, b.transformer.weights[one.param.name]).numel() for one in apart)
     tied = {id(p) for n, p in theirs.named_parameters() if n not in kept}
     needed += sum(p.numel() for p in theirs.parameters() if id(p) in tied)
-    same = before.keys() == state.keys() and all(torch.equal(before[k], state[k]) for k in before)
+    same = before.keys() == state.keys() and all(torch.equal(before[k], state[k].cpu()) for k in before)
     engine.revert()
-    reverted = model.state_dict()
+    reverted = model.to("cpu").state_dict()
     back = all(torch.equal(before[k], reverted[k]) for k in before) and torch.equal(model(input_ids=IDS)[0], want)
     return off, same, back, sum(source.read_of.values()), needed
 

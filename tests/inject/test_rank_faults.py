@@ -81,15 +81,16 @@ def mixed(name: str, first: bool) -> tuple[str, bool]:
     model = build(TINY[name])
     want = model(input_ids=IDS)[0]
     engine = hasten.init_inference(model, mp_size=dist.get_world_size())
-    cache = engine(IDS, use_cache=True, output_attentions=not first).past_key_values
+    ids = IDS.to(model.device)
+    cache = engine(ids, use_cache=True, output_attentions=not first).past_key_values
     try:
-        engine(IDS, past_key_values=cache, use_cache=True, output_attentions=first)
+        engine(ids, past_key_values=cache, use_cache=True, output_attentions=first)
     except RequestError as error:
         said = str(error)
     else:
         said = "accepted"
-    cache = engine(IDS[:, :2], use_cache=True).past_key_values
-    last = engine(IDS[:, 2:], past_key_values=cache, use_cache=True)[0]
+    cache = engine(ids[:, :2], use_cache=True).past_key_values
+    last = engine(ids[:, 2:], past_key_values=cache, use_cache=True)[0].cpu()
     return said, torch.allclose(last[:, -1], want[:, -1], atol=1e-5)
 
 
