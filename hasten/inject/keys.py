@@ -166,8 +166,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("checkpoint_config.base_dir", PATH, None, "needless", NO_CHECKPOINT),
     Key("training_mp_size", COUNT, 1, "arrives",
-        "merging weights that were trained in several pieces arrives in a later version: merge them into the model "
-        "before init_inference",
+        "how many pieces a checkpoint's weights were trained in is read from the checkpoint: leave the key out",
         permits=(1,),
     ),
     Key("config", ANYTHING, None, "arrives",
